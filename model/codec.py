@@ -1,0 +1,150 @@
+"""Keypoints to heatmaps and back: one class, used by training and by serving, so the two cannot drift apart.
+
+Encoding puts a Gaussian at each joint's exact sub-pixel place (unbiased: DARK, Zhang et al., CVPR 2020); the map
+between crop and heatmap follows UDP (Huang et al., CVPR 2020): crop pixel `W - 1` is heatmap pixel `W / 4 - 1`.
+Decoding is DARK's: smooth, take the logarithm, and move from the highest pixel to the top of the parabola around it.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+STRIDE = 4
+SMOOTHING = 0.5  # blur before decoding, as a share of sigma: enough to calm single-pixel noise
+FLOOR = 1e-6  # heatmaps are clamped here before the logarithm
+
+Activation = Literal["identity", "softmax"]
+
+
+@dataclass(frozen=True)
+class HeatmapCodec:
+    """Encode and decode heatmaps of crops of one size, batched, on any device.
+
+    Attributes:
+        input_size: crop (height, width) in pixels, divisible by 4.
+        sigma: the Gaussian's standard deviation in heatmap pixels.
+        activation: how the network's raw output becomes a heatmap of peak 1. `identity`: it is one already (trained
+            by mean squared error). `softmax`: it holds log-probabilities over the pixels (trained by cross-entropy),
+            rescaled so that a perfect Gaussian peaks at 1.
+    """
+
+    input_size: tuple[int, int]
+    sigma: float
+    activation: Activation = "identity"
+
+    def __post_init__(self) -> None:
+        if any(side <= 0 or side % STRIDE for side in self.input_size):
+            raise ValueError(f"input size {self.input_size} must be positive and divisible by {STRIDE}")
+        if self.sigma <= 0:
+            raise ValueError(f"sigma must be positive, not {self.sigma}")
+
+    @cached_property
+    def heatmap_size(self) -> tuple[int, int]:
+        """(height, width) of the heatmaps."""
+        return self.input_size[0] // STRIDE, self.input_size[1] // STRIDE
+
+    @cached_property
+    def scale(self) -> tuple[float, float]:
+        """Crop pixels per heatmap pixel, (x, y)."""
+        (height, width), (rows, columns) = self.input_size, self.heatmap_size
+        return (width - 1) / (columns - 1), (height - 1) / (rows - 1)
+
+    def encode(self, keypoints: Tensor) -> Tensor:
+        """Gaussians of peak 1 at `keypoints`.
+
+        Args:
+            keypoints: (N, K, 2) float, crop pixels (x, y); may lie outside, then only the tail shows.
+
+        Returns:
+            (N, K, h, w) float32 heatmaps.
+        """
+        rows, columns = self.heatmap_size
+        points = keypoints.float() / keypoints.new_tensor(self.scale, dtype=torch.float32)
+        x = torch.arange(columns, device=points.device) - points[..., :1]  # (N, K, w)
+        y = torch.arange(rows, device=points.device) - points[..., 1:]  # (N, K, h)
+        variance = 2 * self.sigma**2
+        return (-(y**2) / variance).exp().unsqueeze(-1) * (-(x**2) / variance).exp().unsqueeze(-2)
+
+    def activate(self, raw: Tensor) -> Tensor:
+        """Raw network output (N, K, h, w) -> float32 heatmaps whose peak is the joint's score."""
+        raw = raw.float()
+        if self.activation == "identity":
+            return raw
+        return raw.flatten(2).softmax(-1).view_as(raw) * (2 * math.pi * self.sigma**2)
+
+    def decode(self, heatmaps: Tensor) -> tuple[Tensor, Tensor]:
+        """Sub-pixel joint places and scores.
+
+        Args:
+            heatmaps: (N, K, h, w) float, as `activate` gives them.
+
+        Returns:
+            keypoints (N, K, 2) float32, crop pixels (x, y), and scores (N, K) float32 in 0..1: the height of the
+            heatmap's highest pixel, clamped. A flat heatmap scores 0.
+        """
+        people, joints, rows, columns = heatmaps.shape
+        heatmaps = heatmaps.float()
+        if people == 0:
+            return heatmaps.new_zeros(0, joints, 2), heatmaps.new_zeros(0, joints)
+        scores, _ = heatmaps.flatten(2).max(-1)
+        smooth = self._smooth(heatmaps)
+        place = smooth.flatten(2).argmax(-1)  # (N, K)
+        x, y = place % columns, place // columns
+        # the 3x3 neighbourhood needs a full ring, so the parabola of a border pixel is its inner neighbour's
+        cx, cy = x.clamp(1, columns - 2), y.clamp(1, rows - 2)
+        log = smooth.flatten(2).clamp(min=FLOOR).log()
+        centre = cy * columns + cx
+
+        def at(dx: int, dy: int) -> Tensor:
+            return log.gather(2, (centre + dy * columns + dx).unsqueeze(-1)).squeeze(-1)
+
+        middle, left, right, up, down = at(0, 0), at(-1, 0), at(1, 0), at(0, -1), at(0, 1)
+        gx, gy = (right - left) / 2, (down - up) / 2
+        hxx, hyy = right - 2 * middle + left, down - 2 * middle + up
+        hxy = (at(1, 1) - at(-1, 1) - at(1, -1) + at(-1, -1)) / 4
+        det = hxx * hyy - hxy**2
+        peaked = (hxx < 0) & (hyy < 0) & (det > 1e-9)  # else there is no top to move to
+        det = torch.where(peaked, det, torch.ones_like(det))
+        dx = torch.where(peaked, -(hyy * gx - hxy * gy) / det, 0.0) + cx - x
+        dy = torch.where(peaked, -(hxx * gy - hxy * gx) / det, 0.0) + cy - y
+        # a step of more than a pixel and a half is a broken parabola, not a joint: stay on the highest pixel
+        sane = (dx.abs() <= 1.5) & (dy.abs() <= 1.5) & peaked
+        refined = torch.stack([torch.where(sane, x + dx, x.float()), torch.where(sane, y + dy, y.float())], -1)
+        return refined * refined.new_tensor(self.scale), scores.clamp(0, 1)
+
+    def _smooth(self, heatmaps: Tensor) -> Tensor:
+        """Gaussian blur that ignores what lies outside the map instead of taking it for zero."""
+        sigma = SMOOTHING * self.sigma
+        radius = max(1, math.ceil(3 * sigma))
+        taps = torch.arange(-radius, radius + 1, device=heatmaps.device, dtype=torch.float32)
+        kernel = (-(taps**2) / (2 * sigma**2)).exp()
+        people, joints, rows, columns = heatmaps.shape
+
+        def blur(maps: Tensor) -> Tensor:
+            maps = F.conv2d(maps, kernel.view(1, 1, 1, -1), padding=(0, radius))
+            return F.conv2d(maps, kernel.view(1, 1, -1, 1), padding=(radius, 0))
+
+        weight = blur(torch.ones(1, 1, rows, columns, device=heatmaps.device))
+        return (blur(heatmaps.reshape(people * joints, 1, rows, columns)) / weight).view_as(heatmaps)
+
+
+def default_sigma(input_size: tuple[int, int]) -> float:
+    """HRNet's convention, 2 at 64 heatmap rows, carried to other sizes: the same share of the crop."""
+    return input_size[0] / STRIDE / 32
+
+
+def merge_flip(heatmaps: Tensor, mirrored: Tensor, swaps: Tensor) -> Tensor:
+    """Flip test: mean of a crop's heatmaps and its mirror image's, turned back and with left and right swapped.
+
+    UDP's pixel mapping mirrors exactly, so no shift is needed.
+
+    Args:
+        heatmaps, mirrored: (N, K, h, w), as `HeatmapCodec.activate` gives them.
+        swaps: (K,) int64, `Skeleton.swaps`.
+    """
+    return (heatmaps + mirrored[:, swaps].flip(-1)) / 2

@@ -1,0 +1,82 @@
+"""From crops to keypoints in the picture: the steps after the detector that serving and validation share.
+
+An engine is anything that maps crops to raw heatmaps; everything around it is here, so that every engine, the
+validation and the service give the same keypoints.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from model.codec import HeatmapCodec, merge_flip
+from model.crop import Region, cut, invert, transform
+from model.package import Card
+from model.skeletons import Skeleton
+
+
+class Engine(Protocol):
+    """Runs the network."""
+
+    def __call__(self, crops: np.ndarray) -> Tensor:
+        """(N, H, W, 3) uint8 RGB crops -> (N, K, H/4, W/4) raw heatmaps, before the codec's activation."""
+        ...
+
+
+class PixelNetwork(nn.Module):
+    """A network with its normalisation in front: `(N, H, W, 3)` uint8 RGB -> raw heatmaps `(N, K, H/4, W/4)`."""
+
+    def __init__(self, network: nn.Module, card: Card) -> None:
+        super().__init__()
+        self.network = network
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", 255 * torch.tensor(card.normalisation.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(card.normalisation.std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, crops: Tensor) -> Tensor:
+        pixels = crops.permute(0, 3, 1, 2).float()
+        heatmaps: Tensor = self.network((pixels - self.mean) / self.std)
+        return heatmaps
+
+
+def cut_crops(
+    picture: np.ndarray, boxes: np.ndarray, size: tuple[int, int], padding: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """One crop per box.
+
+    Args:
+        picture: (H, W, 3) uint8 RGB.
+        boxes: (N, 4) xyxy, picture pixels.
+        size: crop (height, width).
+
+    Returns:
+        crops (N, height, width, 3) uint8 and affines (N, 2, 3) float64, crop -> picture.
+    """
+    crops = np.empty((len(boxes), *size, 3), np.uint8)
+    affines = np.empty((len(boxes), 2, 3))
+    for i, box in enumerate(boxes):
+        affine = Region.around(box, size, padding).affine(size)
+        crops[i] = cut(picture, affine, size)
+        affines[i] = invert(affine)
+    return crops, affines
+
+
+def estimate(
+    engine: Engine, crops: np.ndarray, codec: HeatmapCodec, skeleton: Skeleton, flip_test: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Keypoints (N, K, 2) float32 in crop pixels and scores (N, K) float32 in 0..1 for (N, H, W, 3) uint8 crops."""
+    heatmaps = codec.activate(engine(crops))
+    if flip_test:
+        mirrored = codec.activate(engine(np.ascontiguousarray(crops[:, :, ::-1])))
+        heatmaps = merge_flip(heatmaps, mirrored, torch.as_tensor(skeleton.swaps, device=heatmaps.device))
+    keypoints, scores = codec.decode(heatmaps)
+    return keypoints.cpu().numpy(), scores.cpu().numpy()
+
+
+def to_picture(keypoints: np.ndarray, affines: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
+    """Keypoints (N, K, 2) from crop to picture pixels by one affine each; float32."""
+    moved = [transform(points, affine) for points, affine in zip(keypoints, affines, strict=True)]
+    return np.asarray(moved, np.float32).reshape(keypoints.shape)

@@ -1,0 +1,93 @@
+"""SC and SCR, the light residual block of SDHRNet (section 3.1 of the paper).
+
+A 3x3 convolution makes half of the channels, a depthwise one makes the other half from them, and a gate weighs all.
+Half of the training time of these blocks is memory traffic, so the gate and the concatenation are one autograd
+function while training (`GatedConcat`); evaluation and export use plain operations with the same result.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model.networks.blocks import conv_bn
+
+
+def eca_kernel(channels: int) -> int:
+    """Odd kernel size for a 1-D convolution across `channels` (ECA-Net, equation 12, gamma 2 and b 1)."""
+    size = int(abs(math.log2(channels) / 2 + 0.5))
+    return size if size % 2 else size + 1
+
+
+class GatedConcat(torch.autograd.Function):
+    """`concat(a * gate[:h], b * gate[h:])` without the intermediate concatenation.
+
+    `a`, `b`: (N, h, H, W). `gate`: (N, 2 h, 1, 1). Returns (N, 2 h, H, W).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, gate: Tensor) -> Tensor:
+        half = a.shape[1]
+        gate = gate.to(a.dtype)
+        out = torch.empty(
+            (a.shape[0], 2 * half, *a.shape[2:]), dtype=a.dtype, device=a.device, memory_format=torch.channels_last
+        )
+        torch.mul(a, gate[:, :half], out=out[:, :half])
+        torch.mul(b, gate[:, half:], out=out[:, half:])
+        ctx.save_for_backward(a, b, gate)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        (grad,) = grads
+        a, b, gate = ctx.saved_tensors
+        half = a.shape[1]
+        grad_a, grad_b = grad[:, :half], grad[:, half:]
+        grad_gate = torch.cat([(grad_a * a).sum((2, 3), keepdim=True), (grad_b * b).sum((2, 3), keepdim=True)], 1)
+        return grad_a * gate[:, :half], grad_b * gate[:, half:], grad_gate
+
+
+class SemiChannelConv(nn.Module):
+    """SC: `(N, C, H, W) -> (N, C, H, W)`.
+
+    `first` chooses the gate: two fully connected layers (squeeze by four) for the first SC of a block, a 1-D
+    convolution across channels for the second.
+    """
+
+    def __init__(self, channels: int, first: bool) -> None:
+        super().__init__()
+        half = channels // 2
+        self.dense = conv_bn(channels, half, 3)
+        self.depthwise = conv_bn(half, half, 3, groups=half)
+        self.first = first
+        if first:
+            self.gate = nn.Sequential(
+                nn.Linear(channels, channels // 4), nn.ReLU(inplace=True), nn.Linear(channels // 4, channels)
+            )
+        else:
+            kernel = eca_kernel(channels)
+            self.gate = nn.Sequential(nn.Conv1d(1, 1, kernel, padding=kernel // 2, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.dense(x)
+        b = self.depthwise(a)
+        pooled = torch.cat([a.mean((2, 3)), b.mean((2, 3))], 1)  # (N, C)
+        gate = self.gate(pooled) if self.first else self.gate(pooled.unsqueeze(1)).squeeze(1)
+        gate = gate.sigmoid()[:, :, None, None]
+        if self.training and torch.is_grad_enabled():
+            out: Tensor = GatedConcat.apply(a, b, gate)  # type: ignore[no-untyped-call]
+            return out
+        return torch.cat([a, b], 1) * gate
+
+
+class SemiChannelBlock(nn.Module):
+    """SCR: `ReLU(x + SC_2(SC_1(x)))`, the replacement of HRNet's basic block."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = SemiChannelConv(channels, first=True)
+        self.conv2 = SemiChannelConv(channels, first=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.conv2(self.conv1(x)) + x).relu_()

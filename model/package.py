@@ -1,0 +1,236 @@
+"""Weight packages: `<name>/weights.safetensors` (half precision) and `<name>/card.json`, checked when read. No pickle.
+
+A package is all that serving needs: the card says how to build the network, cut its crops and read its heatmaps.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from model.codec import HeatmapCodec
+from model.crop import PADDING
+from model.errors import PackageError
+from model.networks import build
+from model.skeletons import SKELETONS, Skeleton
+
+BUNDLED = Path(__file__).parent / "packages"
+WEIGHTS, CARD = "weights.safetensors", "card.json"
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Architecture(_Record):
+    """How to build the network: `model.networks.build(name, joints, **switches)`."""
+
+    name: str
+    joints: int = Field(gt=0)
+    switches: dict[str, bool | int] = {}
+
+
+class Codec(_Record):
+    """Arguments of `model.codec.HeatmapCodec` beside the input size."""
+
+    sigma: float = Field(gt=0)
+    activation: Literal["identity", "softmax"]
+
+
+class Normalisation(_Record):
+    """Applied to RGB / 255."""
+
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+
+class DataSet(_Record):
+    """One source of training data."""
+
+    name: str
+    people: int
+    weight: float
+    licence: str
+
+
+class Evaluation(_Record):
+    """Figures of one protocol: what was measured, on what, how."""
+
+    data: str
+    pictures: int
+    people: int
+    boxes: str
+    flip_test: bool
+    metrics: dict[str, float]
+
+
+class Card(_Record):
+    """`card.json`: everything about a package but the numbers themselves."""
+
+    name: str = Field(pattern=r"^[a-z0-9_]+$")
+    version: str
+    architecture: Architecture
+    input_size: tuple[int, int]
+    skeleton: str
+    codec: Codec
+    padding: float = PADDING
+    normalisation: Normalisation = Normalisation()
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    git_commit: str
+    created: str
+    licence: str
+    data: list[DataSet]
+    recipe: dict[str, Any]
+    evaluation: list[Evaluation]
+    calibration: None = None
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package read from disk: the card, the network in float32 evaluation mode, and what belongs to it."""
+
+    card: Card
+    network: nn.Module
+    skeleton: Skeleton
+    codec: HeatmapCodec
+
+
+def find_package(name_or_path: str) -> Path:
+    """The folder of a bundled package's name, or of a path.
+
+    Raises:
+        PackageError: neither exists; names the bundled packages.
+    """
+    bundled = BUNDLED / name_or_path
+    if bundled.parent == BUNDLED and (bundled / CARD).is_file():
+        return bundled
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        return path
+    raise PackageError(
+        f"no weight package {name_or_path!r}: neither a bundled name ({', '.join(bundled_packages()) or 'none'}) "
+        "nor a folder"
+    )
+
+
+def bundled_packages(architecture: bool = True) -> list[str]:
+    """Names of the pose packages that ship with the code, sorted; `False` lists the other ones (detectors)."""
+    cards = sorted(BUNDLED.glob(f"*/{CARD}"))
+    return [card.parent.name for card in cards if ("architecture" in json.loads(card.read_text())) == architecture]
+
+
+def read_card(folder: Path) -> Card:
+    """The package's card, checked against its own weights file and the code's networks and skeletons.
+
+    Raises:
+        PackageError: a file is missing, the card is malformed, or its checksum, architecture or skeleton do not fit.
+    """
+    for file in (CARD, WEIGHTS):
+        if not (folder / file).is_file():
+            raise PackageError(f"{folder} is no weight package: {file} is missing")
+    try:
+        card = Card.model_validate_json((folder / CARD).read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise PackageError(f"{folder / CARD}: {place}: {first['msg']}") from None
+    if card.skeleton not in SKELETONS:
+        raise PackageError(f"{folder / CARD}: unknown skeleton {card.skeleton!r}; known: {', '.join(SKELETONS)}")
+    if card.architecture.joints != len(SKELETONS[card.skeleton]):
+        raise PackageError(
+            f"{folder / CARD}: the network has {card.architecture.joints} joints, "
+            f"skeleton {card.skeleton} has {len(SKELETONS[card.skeleton])}"
+        )
+    found = hash_file(folder / WEIGHTS)
+    if found != card.sha256:
+        raise PackageError(
+            f"{folder / WEIGHTS}: sha256 is {found}, the card says {card.sha256}: the file is damaged or not the "
+            "card's; fetch the package again"
+        )
+    return card
+
+
+def load_package(name_or_path: str) -> Package:
+    """Read and check a package; the network comes in float32, evaluation mode, on the CPU.
+
+    Raises:
+        PackageError: see `find_package` and `read_card`; or the weights do not fit the architecture.
+    """
+    folder = find_package(name_or_path)
+    card = read_card(folder)
+    try:
+        codec = HeatmapCodec(card.input_size, card.codec.sigma, card.codec.activation)
+        network = build(card.architecture.name, card.architecture.joints, **card.architecture.switches)
+    except ValueError as error:
+        raise PackageError(f"{folder / CARD}: {error}") from None
+    try:
+        network.load_state_dict({name: tensor.float() for name, tensor in load_file(folder / WEIGHTS).items()})
+    except (SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()
+        detail = " ".join(line.strip() for line in reason[:2])
+        raise PackageError(f"{folder / WEIGHTS} does not fit {card.architecture.name}: {detail}") from None
+    return Package(card, network.eval(), SKELETONS[card.skeleton], codec)
+
+
+def write_package(folder: Path, fields: Mapping[str, Any], state: Mapping[str, Tensor]) -> Card:
+    """Write a package beside its place, check it by reading it back, then move it there in one step.
+
+    Args:
+        folder: where the package shall stand; an older one there is replaced.
+        fields: the card without `sha256`.
+        state: the network's state dict; floating-point tensors are stored as float16.
+
+    Raises:
+        PackageError: what was written cannot be read back, or a weight does not fit half precision. The older
+            package stays.
+    """
+    half = {k: (v.half() if v.is_floating_point() else v).cpu().contiguous() for k, v in state.items()}
+    for name, tensor in half.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise PackageError(f"{name} is not finite in half precision: this network cannot be published")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        save_file(half, beside / WEIGHTS)
+        card = Card.model_validate({**fields, "sha256": hash_file(beside / WEIGHTS)})
+        (beside / CARD).write_text(card.model_dump_json(indent=2) + "\n")
+        load_package(str(beside))
+        beside.chmod(0o755)
+        replace_folder(beside, folder)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    return card
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Move `new` to `folder`; what stood there is kept aside until the move is done, then removed."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.rename(folder, old)
+    try:
+        os.rename(new, folder)
+    except OSError:
+        if old.exists():
+            os.rename(old, folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def hash_file(path: Path) -> str:
+    """sha256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
