@@ -1,0 +1,41 @@
+# Two commands do everything: `make serve` and `make test`. Each installs what it needs into .venv on its first run.
+.PHONY: serve test check constraints clean help
+
+POSE_PORT ?= 8000
+export POSE_PORT
+BIN := .venv/bin
+# the first interpreter that is new enough
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+help: ## what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+serve: .venv/.serve ## start the service on port 8000 (POSE_PORT changes it)
+	@exec $(BIN)/pose serve
+
+test: .venv/.develop ## run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+check: .venv/.develop ## formatting, lint, types, import boundaries
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.venv/.serve: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+.venv/.develop: .venv/.serve
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
+	@touch $@
+
+constraints: ## write the installed versions to constraints.txt
+	$(BIN)/python -m pip freeze --exclude-editable | grep -E '^[A-Za-z0-9._-]+==[^+ ]+$$' | sort -f > constraints.partial
+	mv constraints.partial constraints.txt
+
+clean: ## remove the virtual environment and caches
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,189 @@
+"""The `pose` command. This one file stands above `app` and `training`, which do not know each other.
+
+Imports of PyTorch and friends happen inside the commands, so that `pose --help` answers at once.
+"""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+EXAMPLES = """examples:
+  pose serve                                  start the service on http://127.0.0.1:8000
+  POSE_PORT=9000 pose serve                   every setting is an environment variable; see `pose info`
+  pose predict photo.jpg -o out               annotated picture and JSON, no server needed
+  pose predict holiday/*.jpg -o out --flip-test
+  pose train shared_small                     train, or go on with, a shipped configuration
+  pose validate sdhrnet_w32_coco              score a weight package
+  pose publish runs/sdhrnet_w32_coco          turn a run into a weight package
+  pose train-detector --minutes 60            train the person detector
+  pose info                                   packages, settings, device
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status. Errors a user can mend are one line on stderr and status 2."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    command: Callable[[argparse.Namespace], int] = options.run
+    try:
+        return command(options)
+    except known_errors() as error:
+        print(f"pose {options.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def known_errors() -> tuple[type[Exception], ...]:
+    """Errors whose message tells the user what to do."""
+    from model.errors import PackageError
+
+    errors: list[type[Exception]] = [PackageError]
+    if settings := sys.modules.get("app.settings"):
+        errors.append(settings.SettingsError)
+    if images := sys.modules.get("app.images"):
+        errors.append(images.ImageError)
+    if config := sys.modules.get("training.config"):
+        errors.append(config.ConfigError)
+    if loop := sys.modules.get("training.loop"):
+        errors += [loop.NotFinite, loop.Stopped]
+    if publishing := sys.modules.get("training.publishing"):
+        errors.append(publishing.PublishError)
+    return tuple(errors)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line: one sub-command per task, each with its own `--help`."""
+    parser = argparse.ArgumentParser(
+        prog="pose", description="Human pose estimation: serve it, run it, train it.", epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"pose {version('pose-server')}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str, example: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name, help=text, description=text[0].upper() + text[1:] + ".", epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        sub.set_defaults(run=run)
+        return sub
+
+    command("serve", serve, "start the HTTP service", "POSE_PORT=9000 pose serve")
+
+    sub = command("predict", predict, "estimate poses in pictures, without a server", "pose predict *.jpg -o out")
+    sub.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE")
+    sub.add_argument("-o", "--output", type=Path, required=True, help="folder for annotated pictures and JSON")
+    sub.add_argument("--flip-test", action="store_true", help="average with the mirror image: slower, a little better")
+    sub.add_argument("--max-persons", type=int, help="at most this many people per picture")
+
+    sub = command("train", train, "train a pose network, or go on with a run", "pose train shared_small")
+    sub.add_argument("config", help="a shipped configuration's name or a YAML file")
+    sub.add_argument("--run", dest="folder", type=Path, help="run folder (default: $POSE_RUNS/<name>)")
+    sub.add_argument("--threads", type=int, help="CPU threads")
+
+    sub = command("validate", validate, "score a weight package on labelled people", "pose validate sdhrnet_w32_coco")
+    sub.add_argument("package", help="a bundled package's name or a folder")
+    sub.add_argument("--set", dest="sets", action="append", help="coco-val or lspet-val; repeatable (default: both)")
+    sub.add_argument("--engine", default="torch", help="torch or openvino (default: torch, the reference)")
+    sub.add_argument("--no-flip-test", action="store_true")
+    sub.add_argument("--json", type=Path, help="write the figures to this file")
+
+    sub = command("publish", publish, "turn a run into a weight package", "pose publish runs/sdhrnet_w32_coco")
+    sub.add_argument("folder", type=Path, metavar="RUN")
+    sub.add_argument("-o", "--output", type=Path, help="folder of packages (default: the bundled ones)")
+    sub.add_argument("--size", help="input size HxW to serve at (default: the last phase's)")
+    sub.add_argument("--force", action="store_true", help="replace a package that scores higher")
+
+    sub = command("train-detector", train_detector, "train the person detector", "pose train-detector --minutes 60")
+    sub.add_argument("--run", dest="folder", type=Path, help="run folder (default: $POSE_RUNS/detector)")
+    sub.add_argument("--minutes", type=float, help="stop, with the schedule complete, after this time")
+    sub.add_argument("--size", type=int, help="input size in pixels")
+    sub.add_argument("--publish", action="store_true", help="only turn the run's weights into the bundled package")
+
+    sub = command("info", info, "show packages, settings and device", "pose info")
+    sub.add_argument("--json", action="store_true")
+    return parser
+
+
+def serve(options: argparse.Namespace) -> int:
+    """`pose serve`."""
+    from app.main import serve as run
+    from app.settings import load_settings
+
+    return run(load_settings())
+
+
+def predict(options: argparse.Namespace) -> int:
+    """`pose predict`."""
+    from app.predict import predict_files
+    from app.settings import load_settings
+
+    return predict_files(
+        load_settings(), options.pictures, options.output, flip_test=options.flip_test, max_persons=options.max_persons
+    )
+
+
+def train(options: argparse.Namespace) -> int:
+    """`pose train`."""
+    from training.config import data_folder, load_config, runs_folder
+    from training.loop import train as run
+
+    config = load_config(options.config)
+    if options.threads:
+        config = config.model_copy(update={"threads": options.threads})
+    folder = options.folder or runs_folder() / config.name
+    print(json.dumps(run(config, data_folder(), folder)))
+    return 0
+
+
+def validate(options: argparse.Namespace) -> int:
+    """`pose validate`."""
+    from model.package import load_package
+    from training.config import data_folder
+    from training.validation import format_report, validate_package
+
+    package = load_package(options.package)
+    engine = None
+    if options.engine != "torch":
+        from app.engines import build_engine
+
+        engine = build_engine(package, options.engine)
+    report = validate_package(
+        package, data_folder(), options.sets, flip_test=not options.no_flip_test, engine=engine
+    )
+    print(format_report(package.card, options.engine, report))
+    if options.json:
+        options.json.write_text(json.dumps([entry.model_dump() for entry in report], indent=2) + "\n")
+    return 0
+
+
+def publish(options: argparse.Namespace) -> int:
+    """`pose publish`."""
+    from model.package import BUNDLED
+    from training.config import data_folder
+    from training.publishing import parse_size, publish_run
+
+    size = parse_size(options.size) if options.size else None
+    folder = publish_run(options.folder, data_folder(), options.output or BUNDLED, size, force=options.force)
+    print(f"published {folder}")
+    return 0
+
+
+def train_detector(options: argparse.Namespace) -> int:
+    """`pose train-detector`."""
+    raise NotImplementedError
+
+
+def info(options: argparse.Namespace) -> int:
+    """`pose info`."""
+    raise NotImplementedError
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Data, augmentation, loop, evaluation, publishing; writes the weight packages that `app/` serves."""

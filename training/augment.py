@@ -1,0 +1,105 @@
+"""What is done to a person before the network sees it: geometry through the crop's region, then colours."""
+
+import cv2
+import numpy as np
+
+from model.crop import Region, cut, compose, invert, transform
+from model.skeletons import Skeleton
+from training.config import Augmentation
+from training.people import KeptCrop, Person
+
+LOWER_BODY = ("hip", "knee", "ankle", "pelvis")
+HALF_BODY_PADDING = 1.5  # HRNet's
+
+
+def sample(
+    person: Person,
+    kept: KeptCrop,
+    size: tuple[int, int],
+    skeleton: Skeleton,
+    config: Augmentation,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One augmented training crop.
+
+    Args:
+        size: crop (height, width).
+
+    Returns:
+        crop (height, width, 3) uint8 RGB; keypoints (K, 2) float32 in crop pixels; weights (K,) float32, 0 for joints
+        that are not labelled or fell outside the crop.
+    """
+    region = random_region(person, size, skeleton, config, rng)
+    affine = region.affine(size)
+    crop = cut(kept.pixels, compose(affine, invert(kept.affine)), size)
+    keypoints = transform(person.keypoints, affine)
+    weights = person.weights
+    if rng.random() < config.flip:
+        crop, keypoints, weights = mirror(crop, keypoints, weights, skeleton)
+    inside = ((keypoints >= 0) & (keypoints <= [size[1] - 1, size[0] - 1])).all(1)
+    if rng.random() < config.photometric:
+        crop = jitter(crop, rng)
+    if rng.random() < config.dropout:
+        crop = cover(crop, rng)
+    return np.ascontiguousarray(crop), keypoints.astype(np.float32), (weights * inside).astype(np.float32)
+
+
+def random_region(
+    person: Person, size: tuple[int, int], skeleton: Skeleton, config: Augmentation, rng: np.random.Generator
+) -> Region:
+    """The person's region, or half a body's, shifted, scaled and rotated at random."""
+    region = Region.around(person.box, size)
+    if rng.random() < config.half_body:
+        region = half_body(person, size, skeleton, rng) or region
+    scale = np.clip(1 + config.scale * rng.standard_normal(), 1 - config.scale, 1 + config.scale)
+    shift = rng.uniform(-config.shift, config.shift, 2) * region.extent
+    rotation = 0.0
+    if rng.random() < config.rotation_chance:
+        rotation = np.radians(np.clip(rng.standard_normal() * config.rotation / 2, -config.rotation, config.rotation))
+    return Region(region.center + shift, region.extent * scale, float(rotation))
+
+
+def half_body(person: Person, size: tuple[int, int], skeleton: Skeleton, rng: np.random.Generator) -> Region | None:
+    """The region of the upper or the lower body's labelled joints; None for people with fewer than eight."""
+    labelled = person.weights > 0
+    if labelled.sum() < 8:
+        return None
+    lower = np.array([joint.endswith(LOWER_BODY) for joint in skeleton.joints])
+    halves = [half for half in (labelled & lower, labelled & ~lower) if half.sum() >= 3]
+    if not halves:
+        return None
+    points = person.keypoints[halves[rng.integers(len(halves))]]
+    low, high = points.min(0), points.max(0)
+    if (high - low).max() < 8:  # a crop of a few pixels teaches nothing
+        return None
+    return Region.around((*low, *high), size, HALF_BODY_PADDING)
+
+
+def mirror(
+    crop: np.ndarray, keypoints: np.ndarray, weights: np.ndarray, skeleton: Skeleton
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The mirror image of a crop: pixels turned, joints turned and their names swapped."""
+    swaps = skeleton.swaps
+    turned = keypoints[swaps].copy()
+    turned[:, 0] = crop.shape[1] - 1 - turned[:, 0]
+    return crop[:, ::-1], turned, weights[swaps]
+
+
+def jitter(crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Random saturation, contrast, brightness and tint as one affine map of RGB; sometimes grey or blurred."""
+    saturation = 0.0 if rng.random() < 0.1 else rng.uniform(0.5, 1.4)
+    gain = rng.uniform(0.7, 1.3) * rng.uniform(0.9, 1.1, 3)
+    colours = gain[:, None] * (saturation * np.eye(3) + (1 - saturation) / 3)
+    offset = crop.mean() * (1 - gain) + rng.uniform(-32, 32)
+    out = cv2.transform(crop, np.concatenate([colours, offset[:, None]], 1))
+    return cv2.GaussianBlur(out, (3, 3), 0) if rng.random() < 0.1 else out
+
+
+def cover(crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """One box of random grey over a tenth to four tenths of each side."""
+    height, width = crop.shape[:2]
+    h, w = (np.array([height, width]) * rng.uniform(0.1, 0.4, 2)).astype(int)
+    y, x = rng.integers(0, height - h), rng.integers(0, width - w)
+    covered = crop.copy()
+    covered[y : y + h, x : x + w] = rng.integers(0, 256)
+    return covered

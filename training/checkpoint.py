@@ -1,0 +1,49 @@
+"""Checkpoints of a run: written beside and renamed, so that the last one is whole whatever happens."""
+
+import copy
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+LATEST, TRUNK = "checkpoint.pt", "before_decay.pt"
+
+
+class Average:
+    """Exponential moving average of a network's weights and buffers.
+
+    The decay starts low and rises to `decay`, so that the average is useful from the first validation on.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, step: int) -> None:
+        """Move the average towards `network` after optimiser step `step`."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        mine, theirs = self.network.state_dict(), network.state_dict()
+        pairs = [(mine[k], theirs[k]) for k in mine if mine[k].is_floating_point()]
+        torch._foreach_lerp_([a for a, _ in pairs], [b for _, b in pairs], 1 - decay)
+        for key, value in mine.items():
+            if not value.is_floating_point():
+                value.copy_(theirs[key])
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` beside `path`, then rename."""
+    beside = path.with_suffix(".partial")
+    try:
+        torch.save(state, beside)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of ours; only tensors and plain values are accepted, no code."""
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state

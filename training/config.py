@@ -1,0 +1,178 @@
+"""Training configuration: YAML checked by pydantic. Every default stands here, with its reason where one is needed."""
+
+import difflib
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from model.codec import Activation, default_sigma
+from model.networks import NETWORKS
+from model.skeletons import SKELETONS
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+class ConfigError(ValueError):
+    """A configuration file cannot be used; the message names the key and the way out."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSet(_Section):
+    """One COCO-format set of people, mapped to the trained skeleton by joint name."""
+
+    name: str = Field(description="shown in logs and in the package's card")
+    annotations: str = Field(description="COCO-format json, relative to the data folder")
+    images: str = Field(description="picture folder, relative to the data folder")
+    licence: str = Field(description="goes into the card of the weights")
+    weight: float = Field(1.0, gt=0, description="how often one of its people is drawn, relative to the other sets")
+    extra_joints: str | None = Field(None, description="json {annotation id: [[x, y, score], ...]} for the first joints")
+
+
+class Phase(_Section):
+    """A stretch of training at one input size."""
+
+    input_size: tuple[int, int] = Field(description="crop height, width in pixels; divisible by 4")
+    samples: int = Field(gt=0, description="how many crops this phase shows")
+    batch: int = Field(64, gt=1)
+
+
+class Augmentation(_Section):
+    """Chances and ranges; HRNet's where it has them."""
+
+    flip: float = Field(0.5, ge=0, le=1)
+    scale: float = Field(0.35, ge=0, lt=1, description="region scaled by 1 +- this")
+    rotation: float = Field(45.0, ge=0, le=180, description="degrees, +-")
+    rotation_chance: float = Field(0.6, ge=0, le=1)
+    shift: float = Field(0.08, ge=0, le=0.5, description="of the region's extent, +-")
+    half_body: float = Field(0.3, ge=0, le=1)
+    photometric: float = Field(0.5, ge=0, le=1)
+    dropout: float = Field(0.3, ge=0, le=1, description="chance of one grey box over the person")
+
+
+class TrainConfig(_Section):
+    """Everything a run depends on beside the data itself."""
+
+    name: str = Field(pattern=r"^[a-z0-9_]+$", description="of the run, and of the package it publishes")
+    network: str = "sdhrnet_w32"
+    switches: dict[str, bool | int] = {}
+    skeleton: str = "coco17"
+    data: list[DataSet] = Field(min_length=1)
+    validation: DataSet
+    min_joints: int = Field(5, ge=1, description="people with fewer labelled joints are left out")
+    min_height: float = Field(50.0, ge=0, description="pixels; smaller people are left out")
+    phases: list[Phase] = Field(min_length=1)
+    loss: Literal["cross_entropy", "mse"] = "cross_entropy"
+    sigma: float = Field(2.0, gt=0, description="of the target Gaussian at 64 heatmap rows; scales with the heatmap")
+    learning_rate: float = Field(1.5e-3, gt=0)
+    weight_decay: float = Field(0.05, ge=0)
+    warmup_samples: int = Field(12_800, ge=0)
+    decay_from: float = Field(
+        0.0, ge=0, lt=1, description="share of the run after which the rate falls along a cosine; before, it is constant"
+    )
+    clip: float = Field(5.0, gt=0, description="largest gradient norm")
+    ema: float = Field(0.998, ge=0, lt=1, description="decay of the averaged weights per step")
+    precision: Literal["bf16", "float32"] = "bf16"
+    augmentation: Augmentation = Augmentation()
+    seed: int = 0
+    threads: int = Field(0, ge=0, description="CPU threads of the network; 0 leaves it to PyTorch")
+    workers: int = Field(0, ge=0, description="loader processes; 0 loads in the training process")
+    validate_every: int = Field(20_000, gt=0, description="samples")
+    checkpoint_minutes: float = Field(3.0, gt=0)
+
+    @field_validator("network")
+    @classmethod
+    def _known_network(cls, value: str) -> str:
+        return _one_of(value, NETWORKS)
+
+    @field_validator("skeleton")
+    @classmethod
+    def _known_skeleton(cls, value: str) -> str:
+        return _one_of(value, SKELETONS)
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "TrainConfig":
+        for phase in self.phases:
+            if any(side % 4 or side < 32 for side in phase.input_size):
+                raise ValueError(f"input size {phase.input_size} must be at least 32 and divisible by 4")
+        return self
+
+    @property
+    def activation(self) -> Activation:
+        """What turns the network's output into heatmaps, given the loss it was trained by."""
+        return "softmax" if self.loss == "cross_entropy" else "identity"
+
+    @property
+    def samples(self) -> int:
+        """Crops shown in the whole run."""
+        return sum(phase.samples for phase in self.phases)
+
+    def sigma_at(self, input_size: tuple[int, int]) -> float:
+        """The target's standard deviation in heatmap pixels for crops of `input_size`."""
+        return self.sigma / 2 * default_sigma(input_size)
+
+
+def _one_of(value: str, known: Any) -> str:
+    if value not in known:
+        raise ValueError(f"unknown name {value!r}; known: {', '.join(known)}")
+    return value
+
+
+def shipped_configs() -> list[str]:
+    """Names of the configurations that come with the code."""
+    return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+
+
+def load_config(name_or_path: str) -> TrainConfig:
+    """Read a shipped configuration by name, or a YAML file.
+
+    Raises:
+        ConfigError: no such file, no YAML, an unknown key (named with its nearest valid one) or a bad value.
+    """
+    path = CONFIGS / f"{name_or_path}.yaml"
+    if not path.is_file():
+        path = Path(name_or_path)
+    if not path.is_file():
+        raise ConfigError(f"no configuration {name_or_path!r}: neither a file nor one of {', '.join(shipped_configs())}")
+    try:
+        fields = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no YAML: {error}") from None
+    if not isinstance(fields, dict):
+        raise ConfigError(f"{path} must hold keys and values")
+    try:
+        return TrainConfig.model_validate(fields)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: " + "; ".join(_explain(dict(e)) for e in error.errors())) from None
+
+
+def _explain(error: dict[str, Any]) -> str:
+    place = ".".join(str(part) for part in error["loc"])
+    if error["type"] != "extra_forbidden":
+        return f"{place or 'the file'}: {error['msg']}"
+    models = (TrainConfig, DataSet, Phase, Augmentation)
+    known = [key for model in models for key in model.model_fields]
+    near = difflib.get_close_matches(str(error["loc"][-1]), known, 1)
+    return f"unknown key {place!r}" + (f", did you mean {near[0]!r}?" if near else "")
+
+
+def data_folder() -> Path:
+    """Where data sets are: `POSE_DATA`, by default `../shared/data`.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    folder = Path(os.environ.get("POSE_DATA", "../shared/data"))
+    if not folder.is_dir():
+        raise ConfigError(f"no data folder {folder}: set POSE_DATA to the folder that holds the data sets")
+    return folder
+
+
+def runs_folder() -> Path:
+    """Where runs are written: `POSE_RUNS`, by default `runs`."""
+    return Path(os.environ.get("POSE_RUNS", "runs"))
