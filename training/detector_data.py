@@ -103,7 +103,7 @@ def write_yolo_folder(data_root: Path, annotations: Path, folder: Path, split: s
             painted += rewrite
         else:
             target.unlink(missing_ok=True)
-            os.symlink(source, target)
+            target.symlink_to(source)
         (label_folder / target.name).with_suffix(".txt").write_text(label_lines(certain, width, height))
         listing.append(str(target.absolute()))
         boxes_total += len(certain)

@@ -31,7 +31,7 @@ LOG_SECONDS = 30.0
 logger = logging.getLogger(__name__)
 
 
-class MixedDetectionModel(DetectionModel):
+class MixedDetectionModel(DetectionModel):  # type: ignore[misc]
     """A DetectionModel whose training forward pass runs in bfloat16 on the CPU, which ultralytics refuses to do.
 
     The loss stays in float32. `bf16` is a class attribute, so that copies and checkpoints need not know it.
@@ -58,7 +58,7 @@ class Plan:
     threads: int
 
 
-class ProgressTrainer(DetectionTrainer):
+class ProgressTrainer(DetectionTrainer):  # type: ignore[misc]
     """DetectionTrainer from random weights that follows a `Plan`; `report(model)` gives figures after each epoch."""
 
     def __init__(self, overrides: dict[str, Any], plan: Plan, report: Callable[[torch.nn.Module], dict[str, float]]):
@@ -71,13 +71,14 @@ class ProgressTrainer(DetectionTrainer):
         self.samples: int = state.get("samples", 0)
         self.seconds: float = state.get("seconds", 0.0)  # of earlier calls
         self.begun = self.logged = time.monotonic()
-        self.logged_samples, self.steps = self.samples, state.get("steps", 0)
+        self.logged_samples = self.samples
+        self.steps: int = state.get("steps", 0)
         self.mosaic_open = True
         for event in ("on_train_start", "on_train_batch_start", "on_train_batch_end"):
             self.add_callback(event, getattr(type(self), event))
         self.add_callback("on_model_save", type(self).on_model_save)
 
-    def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> torch.nn.Module:
+    def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> Any:
         """A network of random weights, or of the checkpoint's when training is resumed."""
         model = MixedDetectionModel(cfg, nc=self.data["nc"], ch=self.data["channels"], verbose=verbose)
         if weights:
@@ -90,13 +91,14 @@ class ProgressTrainer(DetectionTrainer):
         if self.plan.minutes is not None:
             passed = (time.monotonic() - self.begun) / (60 * self.plan.minutes)
             return min(1.0, self.first_progress + (1 - self.first_progress) * passed)
-        return min(1.0, self.steps / (len(self.train_loader) * self.plan.epochs))
+        return min(1.0, float(self.steps) / (len(self.train_loader) * self.plan.epochs))
 
     @property
     def side(self) -> int:
         """Picture side in pixels at the present progress, a multiple of the stride."""
         part = max(part for start, part in SIZES if self.progress >= start)
-        return max(self.stride, round(self.args.imgsz * part / self.stride) * self.stride)
+        stride = int(self.stride)
+        return max(stride, round(int(self.args.imgsz) * part / stride) * stride)
 
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Pictures (B, 3, S, S) float32 in 0..1, RGB, brought to the present side."""
@@ -118,7 +120,7 @@ class ProgressTrainer(DetectionTrainer):
         factor *= min(1.0, (self.steps + 1) / WARMUP_STEPS)
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
-        criterion = getattr(self.model, "criterion", None)
+        criterion: Any = getattr(self.model, "criterion", None)
         if hasattr(criterion, "o2m"):
             criterion.o2m = HEAD_BALANCE[0] + (HEAD_BALANCE[1] - HEAD_BALANCE[0]) * progress
             criterion.o2o = 1.0 - criterion.o2m
@@ -147,7 +149,8 @@ class ProgressTrainer(DetectionTrainer):
                 " ".join(f"{name} {float(value):.3f}" for name, value in self.tloss.items()),
             )
             self.logged, self.logged_samples = now, self.samples
-        self.stop = self.stop or progress >= 1.0
+        if progress >= 1.0:
+            self.stop = True
 
     def on_model_save(self) -> None:
         """Keep what a resumed training must know."""

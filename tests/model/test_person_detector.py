@@ -6,7 +6,6 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,15 +31,14 @@ def picture(height: int, width: int, seed: int = 0) -> npt.NDArray[np.uint8]:
 
 
 @pytest.fixture(autouse=True)
-def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
-        raise AssertionError(f"network reached with {args}")
+        raise AssertionError(f"network reached with {args} {kwargs}")
 
     for name in ("connect", "connect_ex", "sendto"):
         monkeypatch.setattr(socket.socket, name, refuse)
     for name in ("getaddrinfo", "gethostbyname", "create_connection"):
         monkeypatch.setattr(socket, name, refuse)
-    yield
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +69,12 @@ def detector(package: Path) -> PersonDetector:
 def test_letterbox_brings_boxes_back(shape: tuple[int, int]) -> None:
     height, width = shape
     square, record = letterbox(picture(height, width), SIZE)
-    assert square.shape == (SIZE, SIZE, 3) and square.dtype == np.uint8
+    assert square.shape == (SIZE, SIZE, 3)
+    assert square.dtype == np.uint8
     boxes = np.array([[0, 0, width, height], [width / 4, height / 3, width / 2, height]], dtype=np.float32)
     inside = record.to_square(boxes)
-    assert inside.min() >= -1e-3 and inside.max() <= SIZE + 1e-3
+    assert inside.min() >= -1e-3
+    assert inside.max() <= SIZE + 1e-3
     np.testing.assert_allclose(record.to_picture(inside), boxes, atol=1e-2)
 
 
@@ -84,7 +84,8 @@ def test_letterbox_puts_the_picture_where_its_record_says() -> None:
     square, record = letterbox(image, 200)
     x1, y1, x2, y2 = record.to_square(np.array([[40, 10, 80, 30]], dtype=np.float32))[0].astype(int)
     assert (square[y1 + 2 : y2 - 2, x1 + 2 : x2 - 2] == 255).all()
-    assert not square[y1 - 3, x1:x2].any() and not square[y1:y2, x2 + 3].any()
+    assert not square[y1 - 3, x1:x2].any()
+    assert not square[y1:y2, x2 + 3].any()
     assert (square[:50] == 114).all()
 
 
@@ -97,7 +98,8 @@ def test_boxes_are_cut_to_the_picture() -> None:
 def test_no_pictures_give_no_results(detector: PersonDetector) -> None:
     assert detector.detect([]) == []
     inputs, records = detector.prepare([])
-    assert inputs.shape == (0, 3, SIZE, SIZE) and records == []
+    assert inputs.shape == (0, 3, SIZE, SIZE)
+    assert records == []
 
 
 def test_batched_equals_single(detector: PersonDetector) -> None:
@@ -114,9 +116,13 @@ def test_batched_equals_single(detector: PersonDetector) -> None:
 def test_results_are_sorted_and_lie_in_pictures_of_any_aspect(detector: PersonDetector, shape: tuple[int, int]) -> None:
     boxes, scores = detector.detect([picture(*shape)])[0]
     assert boxes.dtype == scores.dtype == np.float32
-    assert boxes.shape == (len(scores), 4) and len(scores) <= 40
-    assert (np.diff(scores) <= 0).all() and ((scores > 0) & (scores <= 1)).all()
-    assert (boxes >= 0).all() and (boxes[:, 0::2] <= shape[1]).all() and (boxes[:, 1::2] <= shape[0]).all()
+    assert boxes.shape == (len(scores), 4)
+    assert len(scores) <= 40
+    assert (np.diff(scores) <= 0).all()
+    assert ((scores > 0) & (scores <= 1)).all()
+    assert (boxes >= 0).all()
+    assert (boxes[:, 0::2] <= shape[1]).all()
+    assert (boxes[:, 1::2] <= shape[0]).all()
     assert (boxes[:, 2:] > boxes[:, :2]).all()
 
 
@@ -145,7 +151,8 @@ def test_a_package_keeps_the_network(network: Any, package: Path) -> None:
     assert ours.shape == theirs.shape
     scores = (ours[0, :, 4], theirs[0, :, 4]) if loaded.network.end2end else (ours[0, 4], theirs[0, 4])
     torch.testing.assert_close(*scores, atol=2e-2, rtol=0)
-    assert loaded.card["name"] == "random" and loaded.size == SIZE
+    assert loaded.card["name"] == "random"
+    assert loaded.size == SIZE
 
 
 def altered(package: Path, folder: Path, name: str, content: bytes | None) -> Path:
@@ -206,7 +213,8 @@ def test_a_checkpoint_is_read(network: Any, tmp_path: Path) -> None:
     network.names = {0: "person"}
     torch.save({"model": network, "train_args": {}}, tmp_path / "people.pt")
     detector = PersonDetector.from_ultralytics(tmp_path / "people.pt", size=SIZE)
-    assert detector.card["name"] == "people" and len(detector.detect([picture(50, 50)])) == 1
+    assert detector.card["name"] == "people"
+    assert len(detector.detect([picture(50, 50)])) == 1
     (tmp_path / "text.pt").write_bytes(b"no checkpoint")
     with pytest.raises(PackageError, match="no ultralytics checkpoint"):
         PersonDetector.from_ultralytics(tmp_path / "text.pt")
