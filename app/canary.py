@@ -1,0 +1,51 @@
+"""The canary: a picture made here whose answer is taken once the models are warm, and must come again.
+
+It says that the networks run and are the same as at the start, not that they are accurate: that is what a package's
+evaluation says.
+"""
+
+import cv2
+import numpy as np
+
+from app.images import Picture
+from app.pipeline import Pipeline
+from app.schemas import Options
+from model.errors import PackageError
+
+HEIGHT, WIDTH = 320, 240
+BOX = (60.0, 20.0, 180.0, 300.0)
+TOLERANCE = 0.5  # pixels; two runs of one engine may add in another order
+
+
+class CanaryError(PackageError):
+    """The models run, but their answer is not sane."""
+
+
+def canary_picture() -> Picture:
+    """(320, 240, 3) uint8 RGB: a figure of plain shapes, standing upright."""
+    picture = np.full((HEIGHT, WIDTH, 3), (188, 202, 212), np.uint8)
+    picture[250:] = (126, 132, 110)
+    cv2.circle(picture, (120, 52), 22, (222, 178, 150), -1, cv2.LINE_AA)
+    cv2.rectangle(picture, (95, 80), (145, 170), (170, 50, 45), -1)
+    for shoulder, hand in (((97, 88), (72, 160)), ((143, 88), (168, 160))):
+        cv2.line(picture, shoulder, hand, (222, 178, 150), 14, cv2.LINE_AA)
+    for hip, foot in (((106, 170), (100, 288)), ((134, 170), (140, 288))):
+        cv2.line(picture, hip, foot, (50, 60, 110), 20, cv2.LINE_AA)
+    return picture
+
+
+def warm(pipeline: Pipeline) -> None:
+    """Run every step once and the canary twice.
+
+    Raises:
+        CanaryError: keypoints outside the crop, or not the same both times.
+    """
+    picture = canary_picture()
+    pipeline.predict(picture)  # the detector: what it finds in a drawing is its own affair, that it runs is not
+    first, second = (pipeline.predict(picture, Options(boxes=[BOX])) for _ in range(2))
+    low, high = np.array(BOX[:2]), np.array(BOX[2:])
+    reach = pipeline.package.card.padding * (high - low).max()
+    if (np.abs(first.keypoints[0] - (low + high) / 2) > reach).any():
+        raise CanaryError("the canary's keypoints lie outside its crop; the weights or the engine are broken")
+    if np.abs(first.keypoints - second.keypoints).max() > TOLERANCE:
+        raise CanaryError("the canary's keypoints differ from one run to the next; the engine is broken")

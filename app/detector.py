@@ -1,0 +1,121 @@
+"""Find people: RGB pictures in, boxes out. Which detector, and what became of the one that was asked for."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from app.engines import Runtime, create_engine
+from app.images import Picture
+from model.errors import PackageError
+from model.package import BUNDLED, bundled_packages
+from model.person_detector import PersonDetector
+
+logger = logging.getLogger(__name__)
+
+Boxes = npt.NDArray[np.float32]
+Scores = npt.NDArray[np.float32]
+
+
+class Detector(Protocol):
+    """Finds people. Not thread-safe: one thread owns it."""
+
+    @property
+    def name(self) -> str:
+        """For `/model` and logs."""
+        ...
+
+    def detect(self, pictures: list[Picture]) -> list[tuple[Boxes, Scores]]:
+        """One (boxes (N, 4) float32 xyxy, picture pixels; scores (N,) float32 in 0..1) per (H, W, 3) uint8 RGB
+        picture, highest score first."""
+        ...
+
+
+@dataclass(frozen=True)
+class WholePicture:
+    """Takes every picture for one person, as a caller does who sends pictures cut to people."""
+
+    name: str = "none"
+
+    def detect(self, pictures: list[Picture]) -> list[tuple[Boxes, Scores]]:
+        """One box, the whole picture, with score 1."""
+        return [(np.array([[0, 0, p.shape[1], p.shape[0]]], np.float32), np.ones(1, np.float32)) for p in pictures]
+
+
+@dataclass(frozen=True)
+class NetworkDetector:
+    """A detection network of `model.person_detector` whose forward pass an engine takes over."""
+
+    name: str
+    steps: PersonDetector
+    forward: Callable[[np.ndarray], Tensor]
+
+    def detect(self, pictures: list[Picture]) -> list[tuple[Boxes, Scores]]:
+        """See `Detector`."""
+        if not pictures:
+            return []
+        inputs, records = self.steps.prepare(pictures)
+        return self.steps.boxes(self.forward(inputs.numpy()).float().cpu(), records)
+
+
+class _FirstOutput(nn.Module):
+    """The detections alone: ultralytics networks give their inner maps as well."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs = self.network(inputs)
+        first: Tensor = outputs[0] if isinstance(outputs, (tuple, list)) else outputs
+        return first
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The detector that serves, and what was not used and why."""
+
+    detector: Detector
+    notes: list[str] = field(default_factory=list)
+
+
+def choose_detector(setting: str, runtime: Runtime, cache: Path) -> Choice:
+    """The detector of the setting `POSE_DETECTOR`; one that is missing or broken gives way to the bundled one.
+
+    Raises:
+        PackageError: the bundled detector is missing or broken.
+    """
+    if setting == "none":
+        return Choice(WholePicture())
+    if setting != "bundled":
+        try:
+            return Choice(_load(setting, runtime, cache))
+        except Exception as error:  # noqa: BLE001 - a user's file: whatever it raises, the bundled detector serves
+            note = f"detector {setting!r} is not used, the bundled one serves: {error}"
+            logger.warning(note)
+            return Choice(_load(_bundled(), runtime, cache), [note])
+    return Choice(_load(_bundled(), runtime, cache))
+
+
+def _bundled() -> str:
+    names = bundled_packages(architecture=False)
+    if not names:
+        raise PackageError(f"no detector package in {BUNDLED}; install the service anew or set POSE_DETECTOR=none")
+    return names[0]
+
+
+def _load(name_or_path: str, runtime: Runtime, cache: Path) -> NetworkDetector:
+    bundled = BUNDLED / name_or_path
+    folder = bundled if bundled.parent == BUNDLED and bundled.is_dir() else Path(name_or_path).expanduser()
+    steps = PersonDetector.from_package(folder) if folder.is_dir() else PersonDetector.from_ultralytics(folder)
+    example = torch.zeros(2, 3, steps.size, steps.size)
+    network = _FirstOutput(steps.network)
+    name = str(steps.card.get("name", folder.name))
+    weights = str(steps.card.get("sha256") or f"{folder.resolve()} {folder.stat().st_mtime_ns}")
+    return NetworkDetector(name, steps, create_engine(network, example, weights, runtime, cache))

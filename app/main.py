@@ -1,0 +1,104 @@
+"""The application and the server."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from app.errors import RequestError
+from app.metrics import Metrics
+from app.middleware import Gateway, on_http_error, on_request_error, on_validation_error
+from app.pipeline import Pipeline
+from app.routes import about, pose
+from app.service import Service, load
+from app.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
+
+
+def create_app(settings: Settings, pipeline: Pipeline | None = None) -> FastAPI:
+    """The ASGI application.
+
+    Args:
+        pipeline: models that are loaded and warm already; they are loaded when the application starts otherwise.
+    """
+    metrics = Metrics()
+    service = Service(settings, metrics)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.open(pipeline or load(settings))
+        yield
+        service.close()
+
+    app = FastAPI(title="Pose estimation", version=_version(), description=__doc__, lifespan=lifespan, redoc_url=None)
+    app.state.service = service
+    app.include_router(pose.router)
+    app.include_router(about.router)
+    app.add_exception_handler(RequestError, on_request_error)
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(RequestValidationError, on_validation_error)
+    paths = [path for route in app.routes if (path := getattr(route, "path", None)) is not None]
+    app.add_middleware(Gateway, service=service, routes=paths)
+    return app
+
+
+class Server(uvicorn.Server):
+    """uvicorn that, told to stop, first lets accepted requests finish while it still listens: probes and new requests
+    are then answered 503 instead of finding a closed door."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self.service = service
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
+        """On SIGTERM and SIGINT; a second one does not wait."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+    async def main_loop(self) -> None:
+        """Serve until told to stop, then drain."""
+        await super().main_loop()
+        self.service.drain()
+        end = time.monotonic() + self.service.settings.drain_timeout
+        while self.service.requests and time.monotonic() < end and not self.force_exit:
+            await asyncio.sleep(0.05)
+
+
+def serve(settings: Settings) -> int:
+    """Load the models and serve until SIGTERM or SIGINT; returns 0 once drained.
+
+    Raises:
+        PackageError, SettingsError, CanaryError: see `load`; nothing listens then.
+    """
+    logging.basicConfig(format=LOG_FORMAT)
+    logging.getLogger().setLevel(settings.log_level.upper())
+    app = create_app(settings, load(settings))
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=1,
+    )
+    Server(config, app.state.service).run()
+    return 0
+
+
+def _version() -> str:
+    try:
+        return version("pose-server")
+    except PackageNotFoundError:
+        return "0"

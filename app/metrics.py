@@ -1,0 +1,75 @@
+"""Prometheus metrics: base units, bounded label sets, no user data. One registry per application."""
+
+from collections.abc import Callable
+
+import torch
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+
+SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+STAGES = ("decode", "queue", "detect", "crop", "pose", "keypoints", "encode")
+QUEUES = ("detect", "pose")
+
+
+class Metrics:
+    """The application's instruments; stages and queues have fixed names, routes come from a fixed list."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        self.requests = Counter("pose_requests", "Requests answered.", ["route", "status"], registry=registry)
+        self.request_duration = Histogram(
+            "pose_request_duration_seconds", "From headers to answer.", ["route"], buckets=SECONDS, registry=registry
+        )
+        self.stage_duration = Histogram(
+            "pose_stage_duration_seconds", "One stage of one request.", ["stage"], buckets=SECONDS, registry=registry
+        )
+        self.queue_depth = Gauge("pose_queue_depth", "Items waiting for a network.", ["stage"], registry=registry)
+        self.rejected = Counter(
+            "pose_rejected", "Requests refused or given up, by cause.", ["reason"], registry=registry
+        )
+        self.batch_size = Histogram(
+            "pose_batch_size", "Items in one run.", ["stage"], buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
+        )
+        self.persons = Histogram(
+            "pose_persons_per_image", "Persons found.", buckets=(0, 1, 2, 3, 5, 10, 20, 50), registry=registry
+        )
+        self.keypoint_score = Histogram(
+            "pose_keypoint_score",
+            "Scores of all keypoints; watch it for drift.",
+            buckets=[i / 10 for i in range(1, 11)],
+            registry=registry,
+        )
+        self.model_info = Gauge(
+            "pose_model_info",
+            "1 for the model that serves.",
+            ["name", "version", "sha256", "engine", "device", "precision"],
+            registry=registry,
+        )
+        self.load_seconds = Gauge("pose_model_load_seconds", "Loading and warming the models.", registry=registry)
+        for stage in STAGES:
+            self.stage_duration.labels(stage)
+
+    def watch_queue(self, stage: str, depth: Callable[[], int]) -> None:
+        """Read a queue's length whenever metrics are asked for."""
+        self.queue_depth.labels(stage).set_function(depth)
+
+    def render(self) -> bytes:
+        """The text exposition format."""
+        return generate_latest(self.registry)
+
+    def watch_gpu(self, healthy: Callable[[], bool]) -> None:
+        """Add the GPU's memory and health."""
+        memory = Gauge("pose_gpu_memory_bytes", "GPU memory of this process.", ["kind"], registry=self.registry)
+        memory.labels("allocated").set_function(torch.cuda.memory_allocated)
+        memory.labels("reserved").set_function(torch.cuda.memory_reserved)
+        health = Gauge("pose_gpu_healthy", "0 once a CUDA call failed for good.", registry=self.registry)
+        health.set_function(healthy)
