@@ -145,7 +145,9 @@ class PersonDetector:
         if found != expected:
             raise PackageError(f"{folder / WEIGHTS} has sha256 {found}, its card says {expected}: copy it anew")
         try:
-            network = tasks.DetectionModel(_checked(utils.YAML.load(folder / NETWORK)), ch=3, verbose=False)
+            description = _checked(utils.YAML.load(folder / NETWORK))
+            network = tasks.DetectionModel(description, ch=3, verbose=False)
+            network.end2end = bool(description.get("end2end"))  # a network with two heads infers with the other one
             network.load_state_dict({key: value.float() for key, value in load(content).items()})
         except Exception as error:  # ultralytics turns the yaml into modules and raises whatever it meets
             raise PackageError(f"{folder}: {NETWORK} and {WEIGHTS} do not make a network: {error}") from error
