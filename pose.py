@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from model.errors import UserError
+
 EXAMPLES = """examples:
   pose serve                                  start the service on http://127.0.0.1:8000
   POSE_PORT=9000 pose serve                   every setting is an environment variable; see `pose info`
@@ -23,6 +25,8 @@ EXAMPLES = """examples:
   pose info                                   packages, settings, device
 """
 
+HEADLINES = ("AP", "AP50", "PCK@0.2")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. Errors a user can mend are one line on stderr and status 2."""
@@ -32,29 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command: Callable[[argparse.Namespace], int] = options.run
     try:
         return command(options)
-    except known_errors() as error:
+    except UserError as error:
         print(f"pose {options.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
-
-
-def known_errors() -> tuple[type[Exception], ...]:
-    """Errors whose message tells the user what to do."""
-    from model.errors import PackageError
-
-    errors: list[type[Exception]] = [PackageError]
-    if settings := sys.modules.get("app.settings"):
-        errors.append(settings.SettingsError)
-    if images := sys.modules.get("app.images"):
-        errors.append(images.ImageError)
-    if config := sys.modules.get("training.config"):
-        errors.append(config.ConfigError)
-    if loop := sys.modules.get("training.loop"):
-        errors += [loop.NotFinite, loop.Stopped]
-    if publishing := sys.modules.get("training.publishing"):
-        errors.append(publishing.PublishError)
-    return tuple(errors)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -66,7 +52,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"pose {version('pose-server')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[[argparse.Namespace], int], text: str, example: str) -> argparse.ArgumentParser:
+    def command(
+        name: str, run: Callable[[argparse.Namespace], int], text: str, example: str
+    ) -> argparse.ArgumentParser:
         sub = commands.add_parser(
             name, help=text, description=text[0].upper() + text[1:] + ".", epilog=f"example:\n  {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -104,6 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--run", dest="folder", type=Path, help="run folder (default: $POSE_RUNS/detector)")
     sub.add_argument("--minutes", type=float, help="stop, with the schedule complete, after this time")
     sub.add_argument("--size", type=int, help="input size in pixels")
+    sub.add_argument("--threads", type=int, help="CPU threads")
     sub.add_argument("--publish", action="store_true", help="only turn the run's weights into the bundled package")
 
     sub = command("info", info, "show packages, settings and device", "pose info")
@@ -111,7 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def serve(options: argparse.Namespace) -> int:
+def serve(_: argparse.Namespace) -> int:
     """`pose serve`."""
     from app.main import serve as run
     from app.settings import load_settings
@@ -154,9 +143,7 @@ def validate(options: argparse.Namespace) -> int:
         from app.engines import build_engine
 
         engine = build_engine(package, options.engine)
-    report = validate_package(
-        package, data_folder(), options.sets, flip_test=not options.no_flip_test, engine=engine
-    )
+    report = validate_package(package, data_folder(), options.sets, flip_test=not options.no_flip_test, engine=engine)
     print(format_report(package.card, options.engine, report))
     if options.json:
         options.json.write_text(json.dumps([entry.model_dump() for entry in report], indent=2) + "\n")
@@ -177,12 +164,50 @@ def publish(options: argparse.Namespace) -> int:
 
 def train_detector(options: argparse.Namespace) -> int:
     """`pose train-detector`."""
-    raise NotImplementedError
+    from model.package import BUNDLED
+    from training.config import data_folder, runs_folder
+    from training.detector import DetectorConfig, publish_detector
+    from training.detector import train_detector as run
+
+    folder = options.folder or runs_folder() / "detector"
+    if options.publish:
+        print(f"published {publish_detector(folder, BUNDLED / 'person_yolo26n', data=data_folder())}")
+        return 0
+    given = {"minutes": options.minutes, "image_size": options.size, "threads": options.threads}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    resume = (folder / "weights" / "last.pt").is_file()
+    run(DetectorConfig(data=data_folder(), run=folder, resume=resume, **chosen))
+    print(f"trained {folder}; `pose train-detector --run {folder} --publish` makes it the bundled detector")
+    return 0
 
 
 def info(options: argparse.Namespace) -> int:
     """`pose info`."""
-    raise NotImplementedError
+    import torch
+
+    from app.settings import Settings, load_settings
+    from model.package import bundled_packages, find_package, read_card
+
+    settings = load_settings()
+    packages = {name: read_card(find_package(name)).model_dump(mode="json") for name in bundled_packages()}
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    if options.json:
+        print(
+            json.dumps({"device": device, "packages": packages, "settings": settings.model_dump(mode="json")}, indent=2)
+        )
+        return 0
+    print(f"device    {device}\n\npose packages")
+    for name, card in packages.items():
+        height, width = card["input_size"]
+        print(f"  {name}  {card['version']}  {height}x{width}  {card['skeleton']}  sha256 {card['sha256'][:12]}")
+        for entry in card["evaluation"]:
+            figures = "  ".join(f"{key} {value:.1f}" for key, value in entry["metrics"].items() if key in HEADLINES)
+            print(f"    {entry['data']}, {entry['people']} people, {entry['boxes']} boxes: {figures}")
+    print("\ndetectors\n  " + "\n  ".join(bundled_packages(pose=False)))
+    print("\nsettings (environment variables)")
+    for name, field in Settings.model_fields.items():
+        print(f"  POSE_{name.upper()} = {getattr(settings, name)}\n      {field.description}")
+    return 0
 
 
 if __name__ == "__main__":

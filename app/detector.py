@@ -104,7 +104,7 @@ def choose_detector(setting: str, runtime: Runtime, cache: Path) -> Choice:
 
 
 def _bundled() -> str:
-    names = bundled_packages(architecture=False)
+    names = bundled_packages(pose=False)
     if not names:
         raise PackageError(f"no detector package in {BUNDLED}; install the service anew or set POSE_DETECTOR=none")
     return names[0]

@@ -12,11 +12,13 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from model.errors import UserError
+
 PREFIX = "POSE_"
 NOT_OURS = {"POSE_DATA", "POSE_RUNS"}  # folders of data and of training runs: read by training and tests
 
 
-class SettingsError(ValueError):
+class SettingsError(UserError):
     """The environment holds an unknown or malformed setting; the message has one line per finding."""
 
 

@@ -5,7 +5,6 @@ A package is all that serving needs: the card says how to build the network, cut
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -125,10 +124,10 @@ def find_package(name_or_path: str) -> Path:
     )
 
 
-def bundled_packages(architecture: bool = True) -> list[str]:
-    """Names of the pose packages that ship with the code, sorted; `False` lists the other ones (detectors)."""
+def bundled_packages(*, pose: bool = True) -> list[str]:
+    """Names of the pose packages that ship with the code, sorted; `pose=False` lists the detectors."""
     cards = sorted(BUNDLED.glob(f"*/{CARD}"))
-    return [card.parent.name for card in cards if ("architecture" in json.loads(card.read_text())) == architecture]
+    return [card.parent.name for card in cards if ("skeleton" in json.loads(card.read_text())) == pose]
 
 
 def read_card(folder: Path) -> Card:
@@ -220,12 +219,12 @@ def replace_folder(new: Path, folder: Path) -> None:
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
-        os.rename(folder, old)
+        folder.rename(old)
     try:
-        os.rename(new, folder)
+        new.rename(folder)
     except OSError:
         if old.exists():
-            os.rename(old, folder)
+            old.rename(folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
 

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from model.crop import Region, cut, compose, invert, transform
+from model.crop import Region, compose, cut, invert, transform
 from model.skeletons import Skeleton
 from training.config import Augmentation
 from training.people import KeptCrop, Person

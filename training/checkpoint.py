@@ -1,7 +1,6 @@
 """Checkpoints of a run: written beside and renamed, so that the last one is whole whatever happens."""
 
 import copy
-import os
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     beside = path.with_suffix(".partial")
     try:
         torch.save(state, beside)
-        os.replace(beside, path)
+        beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
 

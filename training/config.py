@@ -9,13 +9,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from model.codec import Activation, default_sigma
+from model.errors import UserError
 from model.networks import NETWORKS
 from model.skeletons import SKELETONS
 
 CONFIGS = Path(__file__).parent / "configs"
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A configuration file cannot be used; the message names the key and the way out."""
 
 
@@ -31,7 +32,9 @@ class DataSet(_Section):
     images: str = Field(description="picture folder, relative to the data folder")
     licence: str = Field(description="goes into the card of the weights")
     weight: float = Field(1.0, gt=0, description="how often one of its people is drawn, relative to the other sets")
-    extra_joints: str | None = Field(None, description="json {annotation id: [[x, y, score], ...]} for the first joints")
+    extra_joints: str | None = Field(
+        None, description="json {annotation id: [[x, y, score], ...]} for the first joints"
+    )
 
 
 class Phase(_Section):
@@ -73,7 +76,10 @@ class TrainConfig(_Section):
     weight_decay: float = Field(0.05, ge=0)
     warmup_samples: int = Field(12_800, ge=0)
     decay_from: float = Field(
-        0.0, ge=0, lt=1, description="share of the run after which the rate falls along a cosine; before, it is constant"
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the run after which the rate falls along a cosine; before, it is constant",
     )
     clip: float = Field(5.0, gt=0, description="largest gradient norm")
     ema: float = Field(0.998, ge=0, lt=1, description="decay of the averaged weights per step")
@@ -138,7 +144,9 @@ def load_config(name_or_path: str) -> TrainConfig:
     if not path.is_file():
         path = Path(name_or_path)
     if not path.is_file():
-        raise ConfigError(f"no configuration {name_or_path!r}: neither a file nor one of {', '.join(shipped_configs())}")
+        raise ConfigError(
+            f"no configuration {name_or_path!r}: neither a file nor one of {', '.join(shipped_configs())}"
+        )
     try:
         fields = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:

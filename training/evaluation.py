@@ -64,7 +64,7 @@ def predict(
     codec: HeatmapCodec,
     skeleton: Skeleton,
     flip_test: bool,
-    tick: Callable[[int], None] = lambda count: None,
+    tick: Callable[[int], object] = int,
 ) -> Predictions:
     """Run every crop through the network; `tick` is called with the number of people done."""
     keypoints, scores = [], []

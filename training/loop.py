@@ -23,6 +23,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from model.codec import HeatmapCodec
 from model.crop import PADDING
+from model.errors import UserError
 from model.networks import build
 from model.package import IMAGENET_MEAN, IMAGENET_STD
 from model.skeletons import SKELETONS
@@ -36,11 +37,11 @@ from training.people import Person, keep_crops, read_people
 log = logging.getLogger("pose.training")
 
 
-class NotFinite(RuntimeError):
+class NotFiniteError(UserError):
     """The loss is no longer a number; the message names the pictures of the batch."""
 
 
-class Stopped(Exception):
+class StoppedError(UserError):
     """A signal asked the run to stop; its checkpoint is written."""
 
 
@@ -85,7 +86,7 @@ class Trainer:
         """One optimiser step; returns the loss.
 
         Raises:
-            NotFinite: the loss is infinite or not a number. Nothing was updated.
+            NotFiniteError: the loss is infinite or not a number. Nothing was updated.
         """
         crops, keypoints, weights, indices = batch
         for group in self.optimizer.param_groups:
@@ -99,9 +100,9 @@ class Trainer:
         value = float(loss.detach())
         if not math.isfinite(value):
             names = ", ".join(sorted({str(people[i].picture) for i in indices}))
-            raise NotFinite(f"loss is {value} at sample {self.samples}; pictures of the batch: {names}")
+            raise NotFiniteError(f"loss is {value} at sample {self.samples}; pictures of the batch: {names}")
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip)
         self.optimizer.step()
         self.step += 1
@@ -146,8 +147,8 @@ def train(config: TrainConfig, data: Path, run: Path) -> dict[str, float]:
     """Train to the end of the configuration; a run folder with a checkpoint is resumed. Returns the last figures.
 
     Raises:
-        NotFinite: see `Trainer.train_batch`.
-        Stopped: SIGINT or SIGTERM came; the checkpoint holds all steps done.
+        NotFiniteError: see `Trainer.train_batch`.
+        StoppedError: SIGINT or SIGTERM came; the checkpoint holds all steps done.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -199,7 +200,9 @@ def run_phase(
         speed = (trainer.samples - first) / (time.monotonic() - began)
         size = f"{phase.input_size[0]}x{phase.input_size[1]}"
         progress.update(
-            task, completed=trainer.samples, note=f"{size} {speed:.1f} pictures/s loss {mean_loss:.3f} {_brief(figures)}"
+            task,
+            completed=trainer.samples,
+            note=f"{size} {speed:.1f} pictures/s loss {mean_loss:.3f} {_brief(figures)}",
         )
         if trainer.step % 20 == 0:
             board.add_scalar("loss", mean_loss, trainer.samples)
@@ -211,9 +214,18 @@ def run_phase(
         if finished or stop or time.monotonic() - saved > 60 * config.checkpoint_minutes:
             trainer.save()
             saved = time.monotonic()
-            log.info("saved at sample %d of %d: %s, %.1f pictures/s, loss %.3f", trainer.samples, config.samples, size, speed, mean_loss)
+            log.info(
+                "saved at sample %d of %d: %s, %.1f pictures/s, loss %.3f",
+                trainer.samples,
+                config.samples,
+                size,
+                speed,
+                mean_loss,
+            )
         if stop:
-            raise Stopped(f"stopped by signal {stop[0]} at sample {trainer.samples}; run the same command to go on")
+            raise StoppedError(
+                f"stopped by signal {stop[0]} at sample {trainer.samples}; run the same command to go on"
+            )
         if finished or trainer.samples >= next_check:
             next_check += config.validate_every
             figures = trainer.validate(labelled, codec)
@@ -260,7 +272,7 @@ def stop_requests() -> Iterator[list[int]]:
     received: list[int] = []
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in handlers:
-        signal.signal(number, lambda caught, frame: received.append(caught))
+        signal.signal(number, lambda caught, _: received.append(caught))
     try:
         yield received
     finally:

@@ -116,9 +116,7 @@ class KeptCrop:
     affine: np.ndarray
 
 
-def keep_crops(
-    people: Sequence[Person], size: tuple[int, int], tick: Callable[[int], None] = lambda count: None
-) -> list[KeptCrop]:
+def keep_crops(people: Sequence[Person], size: tuple[int, int], tick: Callable[[int], object] = int) -> list[KeptCrop]:
     """Decode every picture once and keep what crops of at most `size` (height, width) can need of it.
 
     Stored at the picture's own resolution unless `size` needs less. `tick` is called with the number of people done.

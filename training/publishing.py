@@ -7,7 +7,7 @@ from pathlib import Path
 
 from model.codec import STRIDE
 from model.crop import PADDING
-from model.errors import PackageError
+from model.errors import PackageError, UserError
 from model.package import CARD, Architecture, Codec, Evaluation, load_package, read_card, write_package
 from model.package import DataSet as CardDataSet
 from model.skeletons import SKELETONS
@@ -19,7 +19,7 @@ from training.validation import validate_package
 DECIDING = ("coco-val", "AP")  # the figure that a new package must not lose
 
 
-class PublishError(ValueError):
+class PublishError(UserError):
     """The run cannot be published; the message says why and what would."""
 
 
@@ -64,7 +64,9 @@ def publish_run(
             )
             for i, entry in enumerate(config.data)
         ],
-        "recipe": {"samples": state["samples"], "steps": state["step"], **config.model_dump(mode="json", exclude={"data"})},
+        "recipe": {
+            "samples": state["samples"], "steps": state["step"], **config.model_dump(mode="json", exclude={"data"}),
+        },
     }  # fmt: skip
     weights = state["average"]
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,6 +1,7 @@
 """`pose validate`: a weight package scored on the validation sets, with every detail of the protocol named."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -62,9 +63,8 @@ def validate_package(
         labelled = LabelledCrops.cut(people, package.card.input_size, package.card.padding)
         with Progress(transient=True) as progress:
             task = progress.add_task(name, total=len(people))
-            found = predict(
-                engine, labelled, package.codec, package.skeleton, flip_test, lambda n, t=task: progress.advance(t, n)
-            )
+            tick = partial(progress.advance, task)
+            found = predict(engine, labelled, package.codec, package.skeleton, flip_test, tick)
         metrics = pck(people, found, package.skeleton)
         if name.startswith("coco"):
             metrics = {**oks_ap(data / entry.annotations, people, found, package.skeleton), **metrics}

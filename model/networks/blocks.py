@@ -29,7 +29,8 @@ class BasicBlock(nn.Module):
         self.conv2 = conv_bn(channels, channels, 3, relu=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return (self.conv2(self.conv1(x)) + x).relu_()
+        total: Tensor = self.conv2(self.conv1(x)) + x
+        return total.relu_()
 
 
 class Bottleneck(nn.Module):
@@ -47,4 +48,5 @@ class Bottleneck(nn.Module):
         self.shortcut = nn.Identity() if inputs == outputs else conv_bn(inputs, outputs, 1, relu=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return (self.body(x) + self.shortcut(x)).relu_()
+        total: Tensor = self.body(x) + self.shortcut(x)
+        return total.relu_()

@@ -96,7 +96,8 @@ class SpatialEnhancement(nn.Module):
         query, key, value = (layer(x).flatten(2) for layer in (self.query, self.key, self.value))  # (N, C', H * W)
         attention = (query.transpose(1, 2) @ key).softmax(-1)  # (N, H * W, H * W), each row sums to one
         attended = (value @ attention.transpose(1, 2)).view_as(x)
-        return x * gate + (self.scale * attended + x)
+        enhanced: Tensor = x * gate + (self.scale * attended + x)
+        return enhanced
 
 
 class AtrousPyramid(nn.Module):
@@ -143,9 +144,7 @@ class SDHRNet(nn.Module):
         channels = [width * 2**i for i in range(4)]
         self.stem = nn.Sequential(conv_bn(3, 64, 3, stride=2), conv_bn(64, 64, 3, stride=2))
         self.low_order = nn.Sequential(Bottleneck(64, 64), *(Bottleneck(low_order, 64) for _ in range(3)))
-        self.entry = nn.ModuleList(
-            [conv_bn(low_order, channels[0], 3), conv_bn(low_order, channels[1], 3, stride=2)]
-        )
+        self.entry = nn.ModuleList([conv_bn(low_order, channels[0], 3), conv_bn(low_order, channels[1], 3, stride=2)])
         self.widen = nn.ModuleList(conv_bn(channels[i], channels[i + 1], 3, stride=2) for i in (1, 2))
         self.enhance = SpatialEnhancement(channels[3]) if sem else nn.Identity()
         module = partial(MultiResolutionModule, scr=scr)

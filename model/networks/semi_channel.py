@@ -76,9 +76,10 @@ class SemiChannelConv(nn.Module):
         gate = self.gate(pooled) if self.first else self.gate(pooled.unsqueeze(1)).squeeze(1)
         gate = gate.sigmoid()[:, :, None, None]
         if self.training and torch.is_grad_enabled():
-            out: Tensor = GatedConcat.apply(a, b, gate)  # type: ignore[no-untyped-call]
+            out: Tensor = GatedConcat.apply(a, b, gate)
             return out
-        return torch.cat([a, b], 1) * gate
+        joined: Tensor = torch.cat([a, b], 1) * gate
+        return joined
 
 
 class SemiChannelBlock(nn.Module):
@@ -90,4 +91,5 @@ class SemiChannelBlock(nn.Module):
         self.conv2 = SemiChannelConv(channels, first=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return (self.conv2(self.conv1(x)) + x).relu_()
+        total: Tensor = self.conv2(self.conv1(x)) + x
+        return total.relu_()

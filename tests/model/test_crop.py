@@ -30,9 +30,7 @@ def test_points_come_back_to_where_they_were(x: float, y: float, w: float, h: fl
         pytest.param((5, 5, 5, 5), (1.25, 1.25 * 4 / 3), id="no extent"),
     ],
 )
-def test_the_region_holds_the_box_at_the_crops_aspect(
-    box: tuple[float, ...], extent: tuple[float, float]
-) -> None:
+def test_the_region_holds_the_box_at_the_crops_aspect(box: tuple[float, ...], extent: tuple[float, float]) -> None:
     region = Region.around(box, SIZE)
     assert region.extent == pytest.approx(extent)
     assert region.center == pytest.approx(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2))

@@ -1,5 +1,6 @@
 """Networks: the paper's sizes, and what must hold for every registered one."""
 
+from collections import defaultdict
 from typing import Any
 
 import pytest
@@ -48,30 +49,32 @@ def test_heatmaps_are_finite_and_a_quarter_of_the_input(name: str, size: tuple[i
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_parameter_gets_a_gradient(name: str) -> None:
-    torch.manual_seed(0)
-    network = build(name, 3).train()
-    for key, parameter in network.named_parameters():
-        if key == "enhance.scale":  # starts at zero, which would hide the attention's gradients
-            parameter.data.fill_(0.5)
-    network(torch.randn(2, 3, 64, 64)).square().mean().backward()
-    for key, parameter in network.named_parameters():
-        assert parameter.grad is not None, key
-        assert parameter.grad.isfinite().all(), key
-        if key == "enhance.key.bias":  # cancels in the softmax
-            assert parameter.grad.abs().max() < 1e-6
-        else:
-            assert parameter.grad.abs().max() > 0, key
+    largest: dict[str, float] = defaultdict(float)
+    for seed in range(3):  # in a single draw all four hidden units of a narrow gate can be dead
+        torch.manual_seed(seed)
+        network = build(name, 3).train()
+        for key, parameter in network.named_parameters():
+            if key == "enhance.scale":  # starts at zero, which would hide the attention's gradients
+                parameter.data.fill_(0.5)
+        network(torch.randn(2, 3, 64, 64)).square().mean().backward()
+        for key, parameter in network.named_parameters():
+            assert parameter.grad is not None, key
+            assert parameter.grad.isfinite().all(), key
+            largest[key] = max(largest[key], float(parameter.grad.abs().max()))
+    cancelled = largest.pop("enhance.key.bias", 0.0)  # in the softmax
+    assert cancelled < 1e-5
+    assert [key for key, value in largest.items() if value == 0] == []
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_batch_gives_what_each_picture_gives_alone(name: str) -> None:
     torch.manual_seed(0)
-    network = build(name, 4).eval()
-    pictures = torch.randn(2, 3, 64, 48)
+    network = build(name, 4).double().eval()
+    pictures = torch.randn(2, 3, 64, 48, dtype=torch.float64)
     with torch.inference_mode():
         together = network(pictures)
         alone = torch.cat([network(picture[None]) for picture in pictures])
-    assert (together - alone).abs().max() < 1e-4 * alone.abs().max()
+    assert (together - alone).abs().max() < 1e-9 * alone.abs().max()
 
 
 def test_semi_channel_block_costs_what_equation_14_says() -> None:
