@@ -55,9 +55,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     assert [row["size"] for row in csv.DictReader((tmp_path / "whole" / "results.csv").open())] == ["64x48", "96x72"]
 
 
-def test_the_network_learns_what_it_is_shown(
-    data: Path, data_set: DataSet, config: TrainConfig, tmp_path: Path
-) -> None:
+def test_the_network_learns_what_it_is_shown(data: Path, config: TrainConfig, tmp_path: Path) -> None:
     still = Augmentation(flip=0, scale=0, rotation_chance=0, shift=0, half_body=0, photometric=0, dropout=0)
     longer = config.model_copy(
         update={"augmentation": still, "phases": [Phase(input_size=(64, 48), samples=480, batch=8)], "decay_from": 0.7}
