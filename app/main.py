@@ -48,8 +48,7 @@ def create_app(settings: Settings, pipeline: Pipeline | None = None) -> FastAPI:
     app.add_exception_handler(RequestError, on_request_error)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, on_validation_error)
-    paths = [path for route in app.routes if (path := getattr(route, "path", None)) is not None]
-    app.add_middleware(Gateway, service=service, routes=paths)
+    app.add_middleware(Gateway, service=service, routes={*app.openapi()["paths"], "/docs", "/openapi.json"})
     return app
 
 

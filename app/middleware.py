@@ -62,6 +62,7 @@ class Gateway:
                 self._admit(scope)
                 await self.app(scope, receive, send_with_id)
             except RequestError as error:
+                self.service.metrics.rejected.labels(error.code).inc()
                 await render(error, request_id)(scope, receive, send_with_id)
             except ClientGoneError:
                 status = CLIENT_GONE

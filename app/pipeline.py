@@ -57,7 +57,7 @@ class Pipeline:
 
     def __init__(self, settings: Settings, package: Package, engine: Engine, runtime: Runtime, choice: Choice) -> None:
         self.settings, self.package, self.engine, self.runtime = settings, package, engine, runtime
-        self.detector, self.notes = choice.detector, choice.notes
+        self.choice, self.detector = choice, choice.detector
         self.load_seconds = 0.0
 
     @classmethod

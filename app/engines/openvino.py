@@ -74,7 +74,8 @@ def convert(network: nn.Module, example: Tensor) -> openvino.Model:
     """The network as an OpenVINO graph with any batch size and the example's other sizes."""
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # tracing warns of its own deprecation and of Python values
-        model = openvino.convert_model(network, example_input=example)
+        traced = torch.jit.trace(network, example, check_trace=False)  # type: ignore[no-untyped-call]
+        model = openvino.convert_model(traced, example_input=example)
     model.reshape({0: openvino.PartialShape([-1, *example.shape[1:]])})
     return model
 

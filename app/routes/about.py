@@ -85,7 +85,7 @@ async def show_model(request: Request) -> ModelResponse:
         threads=runtime.threads,
         data=card.data,
         evaluation=card.evaluation,
-        notes=pipeline.notes,
+        notes=pipeline.choice.notes,
     )
 
 

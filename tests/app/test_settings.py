@@ -1,0 +1,50 @@
+"""Settings come from `POSE_*` variables, and a slip in one is told, never swallowed."""
+
+import pytest
+
+from app.settings import Settings, SettingsError, load_settings
+
+
+def test_an_empty_environment_gives_the_defaults() -> None:
+    assert load_settings({}) == Settings()
+
+
+def test_variables_set_their_fields() -> None:
+    settings = load_settings({"POSE_PORT": "9000", "POSE_API_KEYS": "one, two,", "POSE_ENGINE": "torch", "HOME": "/"})
+    assert (settings.port, settings.engine) == (9000, "torch")
+    assert [key.get_secret_value() for key in settings.api_keys] == ["one", "two"]
+
+
+def test_folders_of_training_and_tests_are_not_taken_for_settings() -> None:
+    assert load_settings({"POSE_DATA": "/data", "POSE_RUNS": "/runs"}) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("variables", "finding"),
+    [
+        pytest.param({"POSE_PROT": "1"}, "POSE_PROT is no setting; did you mean POSE_PORT?", id="typing slip"),
+        pytest.param({"POSE_XYZZY": "1"}, "POSE_XYZZY is no setting; known: POSE_HOST", id="nothing near"),
+        pytest.param({"POSE_PORT": "eighty"}, "POSE_PORT='eighty'", id="not a number"),
+        pytest.param({"POSE_PORT": "99999"}, "POSE_PORT='99999'", id="out of range"),
+        pytest.param({"POSE_ENGINE": "onnx"}, "POSE_ENGINE='onnx'", id="no such choice"),
+        pytest.param({"POSE_MAX_PERSONS": "0"}, "POSE_MAX_PERSONS='0'", id="too low"),
+    ],
+)
+def test_a_slip_is_named(variables: dict[str, str], finding: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(variables)
+    assert finding in str(caught.value)
+
+
+def test_every_slip_is_told_at_once() -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings({"POSE_PROT": "1", "POSE_THREADS": "-1", "POSE_MODLE": "x"})
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_every_setting_is_described() -> None:
+    assert all(field.description for field in Settings.model_fields.values())
+
+
+def test_keys_do_not_show_in_logs() -> None:
+    assert "secret" not in repr(load_settings({"POSE_API_KEYS": "secret"}))

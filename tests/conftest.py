@@ -1,0 +1,112 @@
+"""A pose package of random weights, the pipeline that serves it, and real servers on loopback."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from serving import Gate, Running, run_server, single_thread
+
+from app.pipeline import Pipeline
+from app.service import load
+from app.settings import Settings
+from model.inference import Engine
+from model.networks import build
+from model.package import write_package
+
+SIZE = (96, 64)
+
+
+@pytest.fixture(scope="session")
+def pictures() -> dict[str, bytes]:
+    """Real pictures of people, as JPEG files: `bus` (810 x 1080) and `zidane` (1280 x 720)."""
+    spec = find_spec("ultralytics")
+    assert spec is not None
+    assert spec.origin is not None
+    folder = Path(spec.origin).parent / "assets"
+    return {name: (folder / f"{name}.jpg").read_bytes() for name in ("bus", "zidane")}
+
+
+@pytest.fixture(scope="session")
+def pose_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network of random weights whose heatmaps have clear peaks, so that answers are quick and stable."""
+    torch.manual_seed(0)
+    network = build("sdhrnet_w16", 17)
+    noise = torch.rand(4, 3, *SIZE, generator=torch.Generator().manual_seed(0)) * 4 - 2
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.momentum = None  # running statistics of what follows, so that activations keep their size
+    with torch.no_grad(), single_thread():
+        network.train()(noise)
+        spread = network.eval()(noise).std()
+        network.head.weight *= 4 / spread
+    folder = tmp_path_factory.mktemp("packages") / "random_w16"
+    fields = {
+        "name": "random_w16",
+        "version": "1",
+        "architecture": {"name": "sdhrnet_w16", "joints": 17},
+        "input_size": SIZE,
+        "skeleton": "coco17",
+        "codec": {"sigma": 1.0, "activation": "softmax"},
+        "git_commit": "none",
+        "created": "2000-01-01",
+        "licence": "none",
+        "data": [],
+        "recipe": {},
+        "evaluation": [],
+    }
+    write_package(folder, fields, network.state_dict())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def settings(pose_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """Settings of the test servers: the float32 reference engine, every picture one person."""
+    return Settings(
+        model=str(pose_package),
+        detector="none",
+        engine="torch",
+        device="cpu",
+        threads=1,
+        cache=tmp_path_factory.mktemp("cache"),
+        drain_timeout=20,
+    )
+
+
+@pytest.fixture(scope="session")
+def pipeline(settings: Settings) -> Iterator[Pipeline]:
+    """The models, loaded and warm."""
+    with single_thread():
+        yield load(settings)
+
+
+@pytest.fixture(scope="session")
+def server(settings: Settings, pipeline: Pipeline) -> Iterator[Running]:
+    """One server for all tests that leave it as it was."""
+    with run_server(settings, pipeline) as running:
+        yield running
+
+
+@pytest.fixture
+def start(settings: Settings, pipeline: Pipeline) -> Iterator[Callable[..., Running]]:
+    """Starts a server of its own for a test, with some settings changed; `engine` wraps the pose engine."""
+    with contextlib.ExitStack() as stack:
+
+        def run(*, engine: Engine | None = None, **changed: object) -> Running:
+            own = Settings.model_validate(settings.model_dump() | changed)
+            models = pipeline
+            if engine is not None:
+                models = Pipeline(own, pipeline.package, engine, pipeline.runtime, pipeline.choice)
+            return stack.enter_context(run_server(own, models))
+
+        yield run
+
+
+@pytest.fixture
+def gate(pipeline: Pipeline) -> Iterator[Gate]:
+    """A closed gate before the pose engine; it is opened when the test ends."""
+    gate = Gate(pipeline.engine)
+    yield gate
+    gate.opened.set()
