@@ -95,7 +95,9 @@ class Keypoint(BaseModel):
     name: str
     x: float
     y: float
-    score: float = Field(description="Height of the heatmap's peak, 0 to 1; not calibrated.")
+    score: float = Field(
+        description="0 to 1: the object keypoint similarity that this place can expect, by the network's own belief; not calibrated."
+    )
 
 
 class Person(BaseModel):

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 STRIDE = 4
-SMOOTHING = 0.5  # blur before decoding, as a share of sigma: enough to calm single-pixel noise
+SMOOTHING = 0.7  # blur before decoding, in sigmas: calms single pixels; more would pull joints off the crop's edge
+REACH = 2.0  # the score's fall-off, in sigmas: 1/16 of the crop's height, about OKS's for a shoulder or a knee
 FLOOR = 1e-6  # heatmaps are clamped here before the logarithm
 
 Activation = Literal["identity", "softmax"]
@@ -84,14 +85,14 @@ class HeatmapCodec:
             heatmaps: (N, K, h, w) float, as `activate` gives them.
 
         Returns:
-            keypoints (N, K, 2) float32, crop pixels (x, y), and scores (N, K) float32 in 0..1: the height of the
-            heatmap's highest pixel, clamped. A flat heatmap scores 0.
+            keypoints (N, K, 2) float32, crop pixels (x, y), and scores (N, K) float32 in 0..1: the OKS that the
+            heatmap, read as the joint's probability over the pixels, lets this place expect (`_expected_oks`). A
+            perfect Gaussian scores 1, a flat heatmap next to 0.
         """
         people, joints, rows, columns = heatmaps.shape
         heatmaps = heatmaps.float()
         if people == 0:
             return heatmaps.new_zeros(0, joints, 2), heatmaps.new_zeros(0, joints)
-        scores, _ = heatmaps.flatten(2).max(-1)
         smooth = self._smooth(heatmaps)
         place = smooth.flatten(2).argmax(-1)  # (N, K)
         x, y = place % columns, place // columns
@@ -115,7 +116,19 @@ class HeatmapCodec:
         # a step of more than a pixel and a half is a broken parabola, not a joint: stay on the highest pixel
         sane = (dx.abs() <= 1.5) & (dy.abs() <= 1.5) & peaked
         refined = torch.stack([torch.where(sane, x + dx, x.float()), torch.where(sane, y + dy, y.float())], -1)
-        return refined * refined.new_tensor(self.scale), scores.clamp(0, 1)
+        return refined * refined.new_tensor(self.scale), self._expected_oks(heatmaps, refined)
+
+    def _expected_oks(self, heatmaps: Tensor, places: Tensor) -> Tensor:
+        """(N, K) in 0..1: mean of `exp(-d^2 / (2 reach^2))` over the heatmap's mass, `d` from `places` (N, K, 2) in
+        heatmap pixels, relative to what a perfect Gaussian of the codec's sigma gives."""
+        rows, columns = self.heatmap_size
+        reach = REACH * self.sigma
+        x = torch.arange(columns, device=places.device) - places[..., :1]  # (N, K, w)
+        y = torch.arange(rows, device=places.device) - places[..., 1:]  # (N, K, h)
+        near_x, near_y = (-(x**2) / (2 * reach**2)).exp(), (-(y**2) / (2 * reach**2)).exp()
+        mass = torch.einsum("nkhw,nkh,nkw->nk", heatmaps.clamp(min=0), near_y, near_x)
+        perfect = 2 * math.pi * self.sigma**2 * reach**2 / (reach**2 + self.sigma**2)
+        return (mass / perfect).clamp(0, 1)
 
     def _smooth(self, heatmaps: Tensor) -> Tensor:
         """Gaussian blur that ignores what lies outside the map instead of taking it for zero."""

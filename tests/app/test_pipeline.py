@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from serving import find_dots
 
 from app.canary import CanaryError, canary_picture, warm
 from app.detector import Choice
@@ -65,13 +67,27 @@ def test_a_person_does_not_depend_on_the_others(pipeline: Pipeline, bus: Picture
         np.testing.assert_allclose(alone.keypoints[0], together.keypoints[i], atol=0.01)
 
 
-def test_moving_the_picture_moves_the_keypoints(pipeline: Pipeline, bus: Picture) -> None:
-    moved = np.zeros((1200, 1000, 3), np.uint8)
-    moved[40 : 40 + 1080, 30 : 30 + 810] = bus
-    box = (200.0, 300.0, 400.0, 700.0)
-    here = pipeline.predict(bus, Options(boxes=[box]))
-    there = pipeline.predict(moved, Options(boxes=[(230.0, 340.0, 430.0, 740.0)]))
-    np.testing.assert_allclose(there.keypoints - here.keypoints, np.broadcast_to([30, 40], (1, 17, 2)), atol=0.05)
+def picture_with_dot(x: int, y: int) -> Picture:
+    picture = np.full((500, 700, 3), 90, np.uint8)
+    cv2.circle(picture, (x, y), 14, (255, 0, 0), -1, cv2.LINE_AA)
+    return picture
+
+
+@pytest.mark.parametrize("flip_test", [False, True], ids=["once", "flip test"])
+@pytest.mark.parametrize(
+    "box",
+    [
+        pytest.param((250.0, 60.0, 450.0, 460.0), id="upright box"),
+        pytest.param((100.0, 150.0, 600.0, 350.0), id="wide box"),
+        pytest.param((-40.0, -60.0, 400.0, 700.0), id="box that reaches out of the picture"),
+    ],
+)
+def test_keypoints_lie_where_they_are_in_the_picture(
+    pipeline: Pipeline, box: tuple[float, float, float, float], flip_test: bool
+) -> None:
+    dots = with_parts(pipeline, find_dots)
+    result = dots.predict(picture_with_dot(333, 222), Options(boxes=[box], flip_test=flip_test))
+    np.testing.assert_allclose(result.keypoints[0], np.broadcast_to([333, 222], (17, 2)), atol=1.5)
 
 
 @pytest.mark.parametrize(
@@ -97,15 +113,16 @@ def test_the_persons_score_is_box_score_times_mean_of_what_counts(pipeline: Pipe
             assert score == pytest.approx(box_score * (counted.mean() if len(counted) else 0), abs=1e-6)
 
 
-def test_the_flip_test_is_the_mean_of_both_sides(pipeline: Pipeline, bus: Picture) -> None:
-    box = (200.0, 300.0, 400.0, 700.0)
-    mirrored = np.ascontiguousarray(bus[:, ::-1])
-    mirrored_box = (809 - 400.0, 300.0, 809 - 200.0, 700.0)
-    here = pipeline.predict(bus, Options(boxes=[box], flip_test=True)).keypoints[0]
-    there = pipeline.predict(mirrored, Options(boxes=[mirrored_box], flip_test=True)).keypoints[0]
-    swaps = pipeline.package.skeleton.swaps
-    np.testing.assert_allclose(809 - there[swaps, 0], here[:, 0], atol=0.5)
-    np.testing.assert_allclose(there[swaps, 1], here[:, 1], atol=0.5)
+def test_the_flip_test_runs_every_crop_twice(pipeline: Pipeline, bus: Picture) -> None:
+    seen: list[np.ndarray] = []
+
+    def watched(crops: np.ndarray) -> torch.Tensor:
+        seen.append(crops)
+        return pipeline.engine(crops)
+
+    with_parts(pipeline, watched).predict(bus, Options(flip_test=True))
+    assert np.array_equal(seen[0][:, :, ::-1], seen[1])
+    assert len(seen) == 2
 
 
 @pytest.mark.parametrize(
