@@ -1,5 +1,5 @@
 # Two commands do everything: `make serve` and `make test`. Each installs what it needs into .venv on its first run.
-.PHONY: serve test check constraints clean help
+.PHONY: serve test check constraints clean help headless
 
 POSE_PORT ?= 8000
 export POSE_PORT
@@ -27,11 +27,19 @@ check: .venv/.develop ## formatting, lint, types, import boundaries
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@$(MAKE) --no-print-directory headless
 	@touch $@
 
 .venv/.develop: .venv/.serve
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
+	@$(MAKE) --no-print-directory headless
 	@touch $@
+
+headless: # where the display libraries that OpenCV links to are missing, its headless build of the same version serves
+	@$(BIN)/python -c 'import cv2' 2>/dev/null || { \
+	  echo "no libGL on this machine: taking OpenCV's headless build"; \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall \
+	    opencv-python-headless==$$($(BIN)/python -c 'from importlib.metadata import version; print(version("opencv-python"))'); }
 
 constraints: ## write the installed versions to constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable | grep -E '^[A-Za-z0-9._-]+==[^+ ]+$$' | sort -f > constraints.partial

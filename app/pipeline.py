@@ -27,7 +27,7 @@ from app.metrics import Metrics
 from app.result import Floats, PoseResult
 from app.schemas import Options
 from app.settings import Settings
-from model.inference import Engine, cut_crops, estimate, to_picture
+from model.inference import Engine, cut_crops, estimate, person_scores, to_picture
 from model.package import Package, load_package
 from model.skeletons import Skeleton
 
@@ -171,8 +171,7 @@ class Pipeline:
         count = len(self.package.skeleton)
         keypoints = np.asarray([j.keypoints for j in joints], np.float32).reshape(-1, count, 2)
         scores = np.asarray([j.scores for j in joints], np.float32).reshape(-1, count)
-        counts = scores >= (options.keypoint_score or 0)
-        mean = np.where(counts, scores, 0).sum(1) / np.maximum(counts.sum(1), 1)
+        mean = person_scores(scores, options.keypoint_score or 0)
         height, width = picture.shape[:2]
         return PoseResult(
             width,
@@ -181,7 +180,7 @@ class Pipeline:
             box_scores,
             to_picture(keypoints, affines),
             scores,
-            (box_scores * mean).astype(np.float32),
+            box_scores * mean,
         )
 
 

@@ -16,6 +16,8 @@ from model.crop import Region, cut, invert, transform
 from model.package import Card
 from model.skeletons import Skeleton
 
+KEYPOINT_THRESHOLD = 0.2  # HRNet's: joints scored lower do not count in their person's score
+
 
 class Engine(Protocol):
     """Runs the network."""
@@ -80,3 +82,14 @@ def to_picture(keypoints: np.ndarray, affines: np.ndarray | Sequence[np.ndarray]
     """Keypoints (N, K, 2) from crop to picture pixels by one affine each; float32."""
     moved = [transform(points, affine) for points, affine in zip(keypoints, affines, strict=True)]
     return np.asarray(moved, np.float32).reshape(keypoints.shape)
+
+
+def person_scores(keypoint_scores: np.ndarray, threshold: float = KEYPOINT_THRESHOLD) -> np.ndarray:
+    """(N,) float32 in 0..1: mean of a person's keypoint scores that reach `threshold`, 0 where none does (HRNet's).
+
+    Args:
+        keypoint_scores: (N, K) in 0..1.
+    """
+    counts = keypoint_scores >= threshold
+    total = np.where(counts, keypoint_scores, 0).sum(1)
+    return np.asarray(total / np.maximum(counts.sum(1), 1), np.float32)

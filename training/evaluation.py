@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from model.codec import HeatmapCodec
-from model.inference import Engine, cut_crops, estimate, to_picture
+from model.inference import Engine, cut_crops, estimate, person_scores, to_picture
 from model.skeletons import Skeleton
 from training.people import Person, read_json, read_picture
 
@@ -81,7 +81,7 @@ def oks_ap(
 ) -> dict[str, float]:
     """COCO's keypoint figures in percent, keys as in `AP_NAMES`.
 
-    A person's score is the mean of its joints' scores. All of the set's annotations are the truth, so a person
+    A person's score is `model.inference.person_scores`. All of the set's annotations are the truth, so a person
     without a prediction counts as missed.
     """
     results = [
@@ -89,9 +89,11 @@ def oks_ap(
             "image_id": person.image,
             "category_id": 1,
             "keypoints": np.concatenate([keypoints, scores[:, None]], 1).ravel().tolist(),
-            "score": float(scores.mean()),
+            "score": float(score),
         }
-        for person, keypoints, scores in zip(people, predictions.keypoints, predictions.scores, strict=True)
+        for person, keypoints, scores, score in zip(
+            people, predictions.keypoints, predictions.scores, person_scores(predictions.scores), strict=True
+        )
     ]
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         truth = COCO()
