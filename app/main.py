@@ -1,4 +1,4 @@
-"""The application and the server."""
+"""Human pose estimation: POST a picture, get every person's keypoints."""
 
 import asyncio
 import logging
@@ -41,7 +41,14 @@ def create_app(settings: Settings, pipeline: Pipeline | None = None) -> FastAPI:
         yield
         service.close()
 
-    app = FastAPI(title="Pose estimation", version=_version(), description=__doc__, lifespan=lifespan, redoc_url=None)
+    app = FastAPI(
+        title="Pose estimation",
+        version=_version(),
+        description=__doc__,
+        lifespan=lifespan,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
     app.state.service = service
     app.include_router(pose.router)
     app.include_router(about.router)

@@ -123,15 +123,15 @@ async def _read_form(headers: Headers, body: bytes) -> tuple[bytes, list[tuple[s
     parser.spool_max_size = len(body)  # never to disk
     try:
         form = await parser.parse()
-    except MultiPartException as error:
-        raise RequestError(400, "malformed_form", error.message) from None
-    try:
         file = form.get("file")
         if not isinstance(file, UploadFile):
             raise RequestError(400, "no_image", "the form has no file in its part `file`")
         data = await file.read()
+    except MultiPartException as error:
+        raise RequestError(400, "malformed_form", error.message) from None
     finally:
-        await form.close()
+        for spooled in parser._files_to_close_on_error:  # also those of parts that were cut short
+            spooled.close()
     if not data:
         raise RequestError(400, "no_image", "the file in the part `file` is empty")
     return data, [(name, value) for name, value in form.multi_items() if isinstance(value, str)]

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 import uvicorn
 from PIL import Image
-from torch.nn import functional
 
 from app.main import Server, create_app
 from app.pipeline import Pipeline
 from app.service import Service
 from app.settings import Settings
+from model.codec import HeatmapCodec
 from model.inference import Engine
 
 
@@ -83,11 +83,14 @@ class Gate:
 
 def find_dots(crops: np.ndarray) -> torch.Tensor:
     """An engine whose every joint is the crop's red dot: for tests of geometry, where the truth is known."""
-    pixels = torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255
-    red = (pixels[:, :1] - pixels[:, 1:].amax(1, keepdim=True)).clamp(min=0)
-    red = functional.avg_pool2d(red, 9, 1, 4)
-    size = (crops.shape[1] // 4, crops.shape[2] // 4)
-    return 12 * functional.interpolate(red, size, mode="bilinear", align_corners=True).expand(-1, 17, -1, -1)
+    pixels = crops.astype(np.float32)
+    red = torch.from_numpy(pixels[..., 0] - pixels[..., 1:].max(-1)).clamp(min=0) + 1e-6  # (N, H, W)
+    height, width = red.shape[1:]
+    total = red.sum((1, 2))
+    x = (red.sum(1) * torch.arange(width)).sum(1) / total
+    y = (red.sum(2) * torch.arange(height)).sum(1) / total
+    dots = torch.stack([x, y], -1)[:, None].expand(-1, 17, -1)
+    return HeatmapCodec((height, width), 1.0).encode(dots).clamp(min=1e-9).log()
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:

@@ -19,7 +19,6 @@ class Index(BaseModel):
     """Where to go from here."""
 
     service: str = "pose estimation: POST a picture to /pose, get every person's keypoints"
-    model: str
     links: dict[str, str] = {"docs": "/docs", "model": "/model", "ready": "/readyz", "metrics": "/metrics"}
 
 
@@ -59,9 +58,9 @@ UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"model": ErrorResponse, "d
 
 
 @router.get("/", summary="What this is")
-async def index(request: Request) -> Index:
-    """The service's name, its model, and links."""
-    return Index(model=_service(request).settings.model)
+async def index() -> Index:
+    """What this is, and links."""
+    return Index()
 
 
 @router.get("/model", summary="The models that serve", responses=UNAVAILABLE)

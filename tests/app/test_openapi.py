@@ -1,0 +1,32 @@
+"""The API's description is a file, so that no change to it goes unseen. Refresh: `python tests/app/test_openapi.py`."""
+
+import json
+from pathlib import Path
+
+from app.main import create_app
+from app.settings import Settings
+
+SNAPSHOT = Path(__file__).parents[2] / "docs" / "openapi.json"
+
+
+def describe() -> str:
+    description = create_app(Settings()).openapi()
+    description["info"]["version"] = "snapshot"
+    return json.dumps(description, indent=2) + "\n"
+
+
+def test_the_description_is_the_one_on_file() -> None:
+    assert SNAPSHOT.read_text() == describe(), "if this change is meant, run: python tests/app/test_openapi.py"
+
+
+def test_every_error_has_the_one_shape() -> None:
+    for path in json.loads(describe())["paths"].values():
+        for operation in path.values():
+            for status, response in operation["responses"].items():
+                if status >= "400":
+                    schema = response["content"]["application/json"]["schema"]
+                    assert schema == {"$ref": "#/components/schemas/ErrorResponse"}
+
+
+if __name__ == "__main__":
+    SNAPSHOT.write_text(describe())

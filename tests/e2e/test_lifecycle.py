@@ -1,0 +1,138 @@
+"""A server as its own process: it starts, says where, drains at SIGTERM, and tells in a line what is wrong."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from serving import encode_picture, wait_until
+
+ROOT = Path(__file__).parents[2]
+PICTURE = encode_picture(np.random.default_rng(0).integers(0, 256, (600, 800, 3), np.uint8), "JPEG")
+
+
+def environment(pose_package: Path, tmp_path: Path, **changed: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("POSE_")}
+    own = {
+        "POSE_MODEL": str(pose_package),
+        "POSE_DETECTOR": "none",
+        "POSE_ENGINE": "torch",
+        "POSE_THREADS": "1",
+        "POSE_PORT": "0",
+        "POSE_CACHE": str(tmp_path / "cache"),
+        "PYTHONUNBUFFERED": "1",
+    }
+    return kept | own | changed
+
+
+class Process:
+    """`pose serve` on a free port; `log` is what it has written so far."""
+
+    def __init__(self, variables: dict[str, str]) -> None:
+        command = [sys.executable, "-m", "pose", "serve"]
+        self.popen = subprocess.Popen(command, cwd=ROOT, env=variables, stderr=subprocess.PIPE, text=True)
+        self.log = ""
+        self.reader = threading.Thread(target=self._read)
+        self.reader.start()
+
+    def _read(self) -> None:
+        assert self.popen.stderr is not None
+        for line in self.popen.stderr:
+            self.log += line
+
+    def url(self) -> str:
+        """Where it listens, once it does."""
+        wait_until(lambda: "running on http" in self.log or self.popen.poll() is not None, 120)
+        found = re.search(r"running on (http://\S+)", self.log)
+        assert found, self.log
+        return found[1]
+
+    def end(self) -> int:
+        """The exit status."""
+        status = self.popen.wait(60)
+        self.reader.join(60)
+        assert self.popen.stderr is not None
+        self.popen.stderr.close()
+        return status
+
+
+@pytest.fixture
+def process(pose_package: Path, tmp_path: Path) -> Iterator[Process]:
+    process = Process(environment(pose_package, tmp_path))
+    yield process
+    if process.popen.poll() is None:
+        process.popen.kill()
+        process.end()
+
+
+def post(url: str) -> tuple[int, str]:
+    request = urllib.request.Request(f"{url}/pose?flip_test=true", PICTURE, {"Content-Type": "image/jpeg"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.status, ""
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)["error"]["code"]
+
+
+def test_sigterm_under_load_finishes_what_was_accepted_and_exits_0(process: Process) -> None:
+    url = process.url()
+    answers: list[tuple[int, str]] = []
+    ends: list[Exception] = []
+
+    def keep_asking() -> None:
+        while True:
+            try:
+                answers.append(post(url))
+            except (urllib.error.URLError, ConnectionError) as error:
+                ends.append(error)
+                return
+
+    with ThreadPoolExecutor(4) as clients:
+        asking = [clients.submit(keep_asking) for _ in range(4)]
+        wait_until(lambda: len(answers) >= 8)
+        assert not ends
+        process.popen.send_signal(signal.SIGTERM)
+        assert process.end() == 0
+        for client in asking:
+            client.result(60)
+    assert all("refused" in str(end) or "reset" in str(end) for end in ends)  # only once the door is closed
+    assert set(answers) <= {(200, ""), (503, "draining")}
+    assert "draining" in process.log
+    assert "Traceback" not in process.log
+
+
+def test_the_log_says_what_serves_and_nothing_is_lost_in_it(process: Process) -> None:
+    url = process.url()
+    assert post(url) == (200, "")
+    process.popen.send_signal(signal.SIGINT)
+    assert process.end() == 0
+    for words in ("engine torch on cpu in f32, 1 CPU threads", "pose random_w16 1", "detector none", "status=200"):
+        assert words in process.log
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        pytest.param({"POSE_PROT": "1"}, "POSE_PROT is no setting; did you mean POSE_PORT?", id="unknown setting"),
+        pytest.param({"POSE_DEVICE": "gpu"}, "POSE_DEVICE='gpu'", id="bad value"),
+        pytest.param({"POSE_MODEL": "no_such"}, "no weight package 'no_such'", id="no package"),
+    ],
+)
+def test_a_start_that_fails_says_why_in_a_line(
+    pose_package: Path, tmp_path: Path, changed: dict[str, str], words: str
+) -> None:
+    process = Process(environment(pose_package, tmp_path, **changed))
+    assert process.end() == 2
+    assert words in process.log
+    assert "Traceback" not in process.log
