@@ -19,7 +19,6 @@ import torch
 
 from app.batching import Batcher, Done
 from app.detector import Boxes, Choice, Scores, choose_detector
-from app.drawing import draw
 from app.engines import Runtime, choose_runtime, create_pose_engine
 from app.errors import DeadlineError, OverloadError, RequestError
 from app.images import Picture, decode, encode
@@ -27,6 +26,7 @@ from app.metrics import Metrics
 from app.result import Floats, PoseResult
 from app.schemas import Options
 from app.settings import Settings
+from model.drawing import draw
 from model.inference import Engine, cut_crops, estimate, person_scores, to_picture
 from model.package import Package, load_package
 from model.skeletons import Skeleton

@@ -33,6 +33,9 @@ from training.evaluation import LabelledCrops, oks_ap, pck, predict
 from training.loader import Batch, Crops, loader
 from training.losses import heatmap_loss
 from training.people import Person, keep_crops, read_people
+from training.pictures import write_sheet
+
+SHOWN = 32  # people on the sheet of predictions
 
 log = logging.getLogger("pose.training")
 
@@ -111,7 +114,7 @@ class Trainer:
         return value
 
     def validate(self, labelled: LabelledCrops, codec: HeatmapCodec) -> dict[str, float]:
-        """Figures of the averaged weights, flip test, ground-truth boxes."""
+        """Figures of the averaged weights, flip test, ground-truth boxes; writes a sheet of predictions."""
         average = self.average.network
 
         @torch.inference_mode()
@@ -121,6 +124,8 @@ class Trainer:
                 return average(pixels).float()  # type: ignore[no-any-return]
 
         found = predict(engine, labelled, codec, self.skeleton, flip_test=True)
+        chosen = np.linspace(0, len(labelled.people) - 1, min(SHOWN, len(labelled.people))).astype(int).tolist()
+        write_sheet(self.run / "pictures" / f"{self.samples:09d}.jpg", labelled, found, self.skeleton, chosen)
         truth = self.data / self.config.validation.annotations
         return {
             **oks_ap(truth, labelled.people, found, self.skeleton),

@@ -10,13 +10,13 @@ from serving import find_dots
 
 from app.canary import CanaryError, canary_picture, warm
 from app.detector import Choice
-from app.drawing import draw
 from app.errors import RequestError
 from app.images import Picture, decode
 from app.pipeline import Pipeline
 from app.result import PoseResult
 from app.schemas import Options
 from app.settings import Settings
+from model.drawing import draw
 from model.inference import Engine
 
 

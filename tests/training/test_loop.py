@@ -16,7 +16,7 @@ from training.checkpoint import LATEST, TRUNK, load_checkpoint
 from training.config import Augmentation, DataSet, Phase, TrainConfig
 from training.loader import Crops, loader
 from training.loop import NotFiniteError, StoppedError, Trainer, train
-from training.people import keep_crops, read_people
+from training.people import keep_crops, read_people, read_picture
 from training.publishing import PublishError, parse_size, publish_run
 from training.validation import format_report
 
@@ -52,6 +52,9 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     whole, halves = weights(tmp_path / "whole" / LATEST), weights(tmp_path / "halves" / LATEST)
     assert all(torch.equal(whole[name], halves[name]) for name in whole)
     assert load_checkpoint(tmp_path / "whole" / TRUNK)["samples"] == 24
+    sheets = sorted((tmp_path / "whole" / "pictures").iterdir())
+    assert [sheet.name for sheet in sheets] == ["000000032.jpg", "000000048.jpg"]
+    assert read_picture(sheets[0]).shape == (256, 8 * 192, 3)
     assert [row["size"] for row in csv.DictReader((tmp_path / "whole" / "results.csv").open())] == ["64x48", "96x72"]
 
 

@@ -1,21 +1,37 @@
 """The annotated picture: boxes, skeletons and scores, anti-aliased, in sizes that go with the person's."""
 
 from collections.abc import Collection
+from typing import Protocol
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
-from app.images import Picture
-from app.result import PoseResult
 from model.skeletons import Skeleton
+
+Picture = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
 
 FRACTION_BITS = 4  # cv2 takes sub-pixel places as integers with this many binary digits after the point
 OUTLINE, WHITE = (24, 24, 28), (255, 255, 255)
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
+class People(Protocol):
+    """What is drawn: boxes (N, 4) xyxy and keypoints (N, K, 2) in picture pixels, scores (N, K) and (N,) in 0..1."""
+
+    @property
+    def boxes(self) -> Floats: ...
+    @property
+    def keypoints(self) -> Floats: ...
+    @property
+    def keypoint_scores(self) -> Floats: ...
+    @property
+    def scores(self) -> Floats: ...
+
+
 def draw(
-    picture: Picture, result: PoseResult, skeleton: Skeleton, parts: Collection[str], keypoint_score: float
+    picture: Picture, people: People, skeleton: Skeleton, parts: Collection[str], keypoint_score: float
 ) -> Picture:
     """A copy of `picture` (H, W, 3) uint8 RGB with its people drawn on it.
 
@@ -24,16 +40,16 @@ def draw(
         keypoint_score: joints scored lower are left out, and the links that end at them.
     """
     canvas = picture.copy()
-    order = np.argsort(result.boxes[:, 3])  # nearer people, whose boxes reach lower, over those behind them
+    order = np.argsort(people.boxes[:, 3])  # nearer people, whose boxes reach lower, over those behind them
     for i in order:
-        size = _stroke(result.boxes[i], picture)
+        size = _stroke(people.boxes[i], picture)
         if "box" in parts:
-            _draw_box(canvas, result.boxes[i], size)
+            _draw_box(canvas, people.boxes[i], size)
         if "skeleton" in parts:
-            _draw_skeleton(canvas, result.keypoints[i], result.keypoint_scores[i] >= keypoint_score, skeleton, size)
+            _draw_skeleton(canvas, people.keypoints[i], people.keypoint_scores[i] >= keypoint_score, skeleton, size)
     if "score" in parts:
         for i in order:
-            _draw_label(canvas, result.boxes[i], f"{result.scores[i]:.2f}", _stroke(result.boxes[i], picture))
+            _draw_label(canvas, people.boxes[i], f"{people.scores[i]:.2f}", _stroke(people.boxes[i], picture))
     return canvas
 
 
