@@ -55,7 +55,10 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     sheets = sorted((tmp_path / "whole" / "pictures").iterdir())
     assert [sheet.name for sheet in sheets] == ["000000032.jpg", "000000048.jpg"]
     assert read_picture(sheets[0]).shape == (256, 8 * 192, 3)
-    assert [row["size"] for row in csv.DictReader((tmp_path / "whole" / "results.csv").open())] == ["64x48", "96x72"]
+    assert [row["size"] for row in csv.DictReader((tmp_path / "whole" / "results.csv").read_text().splitlines())] == [
+        "64x48",
+        "96x72",
+    ]
 
 
 def test_the_network_learns_what_it_is_shown(data: Path, config: TrainConfig, tmp_path: Path) -> None:

@@ -1,0 +1,80 @@
+"""The packages that ship with the service, on real pictures, with the engine this machine gets by default."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from serving import Running, run_server
+
+from app.engines import create_pose_engine
+from app.images import decode
+from app.service import load
+from app.settings import Settings
+from model.inference import PixelNetwork, cut_crops, estimate
+from model.package import load_package
+
+PEOPLE = {  # boxes of the people who stand free
+    "bus": [(48, 398, 246, 904), (221, 404, 346, 860), (668, 392, 810, 880)],
+    "zidane": [(120, 195, 1120, 715), (745, 40, 1145, 715)],
+}
+
+
+@pytest.fixture(scope="module")
+def bundled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    settings = Settings(cache=tmp_path_factory.mktemp("cache"))
+    with run_server(settings, load(settings)) as running:
+        yield running
+
+
+@pytest.mark.parametrize(("name", "count"), [("bus", 3), ("zidane", 2)])
+def test_the_people_of_a_picture_are_found(bundled: Running, pictures: dict[str, bytes], name: str, count: int) -> None:
+    persons = bundled.pose(pictures[name]).json()["persons"]
+    assert len([person for person in persons if person["box_score"] >= 0.5]) >= count
+
+
+def test_a_person_who_stands_is_upright(bundled: Running, pictures: dict[str, bytes]) -> None:
+    boxes = json.dumps(PEOPLE["bus"][:2])
+    for person in bundled.pose(pictures["bus"], params={"boxes": boxes}).json()["persons"]:
+        height = {point["name"]: point["y"] for point in person["keypoints"]}
+        for side in ("left", "right"):
+            order = [height[f"{side}_{joint}"] for joint in ("shoulder", "hip", "knee", "ankle")]
+            assert order == sorted(order)
+        assert person["score"] > 0.3
+
+
+def test_the_engine_keeps_to_the_float32_network(bundled: Running, pictures: dict[str, bytes]) -> None:
+    """Mean shift under 0.1 px of the crop, 99th percentile under 0.5, over joints that count."""
+    pipeline = bundled.service.shared.pipeline
+    package = load_package(pipeline.settings.model)
+    codec, skeleton, card = package.codec, package.skeleton, package.card
+    network = PixelNetwork(package.network, card).eval()
+    random = np.random.default_rng(0)
+    shifts = []
+    for name, people in PEOPLE.items():
+        picture = decode(pictures[name], 10**7)
+        boxes = np.repeat(np.array(people, np.float32), 12, 0)
+        sides = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
+        boxes += random.uniform(-0.08, 0.08, boxes.shape).astype(np.float32) * sides
+        crops, _ = cut_crops(picture, boxes, card.input_size, card.padding)
+        for i in range(0, len(crops), 8):
+            part = crops[i : i + 8]
+            with torch.inference_mode():
+                places, scores = estimate(
+                    lambda pixels: network(torch.from_numpy(pixels)), part, codec, skeleton, flip_test=False
+                )
+            served, _ = estimate(pipeline.engine, part, codec, skeleton, flip_test=False)
+            shifts.append(np.linalg.norm(served - places, axis=-1)[scores >= pipeline.settings.keypoint_score])
+    shift = np.concatenate(shifts)
+    assert len(shift) > 500
+    assert shift.mean() < 0.1
+    assert np.quantile(shift, 0.99) < 0.5
+
+
+def test_the_second_start_converts_nothing(bundled: Running) -> None:
+    settings = bundled.service.settings
+    before = {path: path.stat().st_mtime_ns for path in settings.cache_folder.iterdir()}
+    create_pose_engine(load_package(settings.model), bundled.service.shared.pipeline.runtime, settings.cache_folder)
+    assert {path: path.stat().st_mtime_ns for path in Path(settings.cache_folder).iterdir()} == before
