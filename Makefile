@@ -1,5 +1,5 @@
 # Two commands do everything: `make serve` and `make test`. Each installs what it needs into .venv on its first run.
-.PHONY: serve test check constraints clean help headless
+.PHONY: serve test check docs constraints clean help headless
 
 POSE_PORT ?= 8000
 export POSE_PORT
@@ -40,6 +40,10 @@ headless: # where the display libraries that OpenCV links to are missing, its he
 	  echo "no libGL on this machine: taking OpenCV's headless build"; \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall \
 	    opencv-python-headless==$$($(BIN)/python -c 'from importlib.metadata import version; print(version("opencv-python"))'); }
+
+docs: .venv/.develop ## write docs/openapi.json and docs/settings.md from the code
+	$(BIN)/python tests/app/test_openapi.py
+	$(BIN)/python tests/app/test_settings_page.py
 
 constraints: ## write the installed versions to constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable | grep -E '^[A-Za-z0-9._-]+==[^+ ]+$$' | sort -f > constraints.partial

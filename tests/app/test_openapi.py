@@ -1,4 +1,4 @@
-"""The API's description is a file, so that no change to it goes unseen. Refresh: `python tests/app/test_openapi.py`."""
+"""The API's description is a file, so that no change to it goes unseen. Refresh: `make docs`."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ def describe() -> str:
 
 
 def test_the_description_is_the_one_on_file() -> None:
-    assert SNAPSHOT.read_text() == describe(), "if this change is meant, run: python tests/app/test_openapi.py"
+    assert SNAPSHOT.read_text() == describe(), "if this change is meant, run: make docs"
 
 
 def test_every_error_has_the_one_shape() -> None:
