@@ -203,6 +203,7 @@ def write_package(folder: Path, fields: Mapping[str, Any], state: Mapping[str, T
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         save_file(half, beside / WEIGHTS)
+        (beside / WEIGHTS).chmod(0o644)  # safetensors writes for its owner alone
         card = Card.model_validate({**fields, "sha256": hash_file(beside / WEIGHTS)})
         (beside / CARD).write_text(card.model_dump_json(indent=2) + "\n")
         load_package(str(beside))
