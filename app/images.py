@@ -9,7 +9,11 @@ import logging
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 from app.errors import RequestError
 
@@ -17,7 +21,6 @@ logger = logging.getLogger(__name__)
 
 Picture = npt.NDArray[np.uint8]
 
-FORMATS = ("JPEG", "PNG", "WEBP")
 MEDIA_TYPES = ("image/jpeg", "image/png", "image/webp")
 OTHER_FORMATS = {  # magic bytes of what people send by mistake, so that they are told what it is
     b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"%PDF": "PDF", b"<svg": "SVG",
@@ -40,9 +43,6 @@ class ImageError(RequestError):
     """These bytes are no picture that is accepted here."""
 
 
-Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit only warns; `decode` holds a stricter one
-
-
 def decode(data: bytes, max_pixels: int) -> Picture:
     """Decode a JPEG, PNG or WebP.
 
@@ -52,10 +52,11 @@ def decode(data: bytes, max_pixels: int) -> Picture:
     Raises:
         ImageError: 400 no picture or a damaged one, 413 too many pixels, 415 another format.
     """
+    reader = _find_reader(data)
+    if reader is None:
+        raise _refuse(data)
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except UnidentifiedImageError:
-        raise _refuse(data) from None
+        image = reader(io.BytesIO(data))
     except Exception as error:  # noqa: BLE001 - Pillow's format readers raise whatever a damaged header makes them meet
         raise _damaged(error) from None
     with image:
@@ -73,6 +74,18 @@ def decode(data: bytes, max_pixels: int) -> Picture:
             return np.ascontiguousarray(rgb if transpose is None else rgb.transpose(transpose))
         except Exception as error:  # noqa: BLE001 - as above, for damaged pixel data
             raise _damaged(error) from None
+
+
+def _find_reader(data: bytes) -> type[ImageFile] | None:
+    """The format's reader by its first bytes. Not `Image.open`: that one tries formats by turns, and ultralytics puts
+    its own in its place, which reaches for other packages on what it does not know."""
+    if data.startswith(b"\xff\xd8\xff"):
+        return JpegImageFile
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return PngImageFile
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return WebPImageFile
+    return None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
