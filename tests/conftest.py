@@ -62,7 +62,13 @@ def pose_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def settings(pose_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder that all tests share: converting the bundled networks takes a while."""
+    return tmp_path_factory.mktemp("converted")
+
+
+@pytest.fixture(scope="session")
+def settings(pose_package: Path, converted: Path) -> Settings:
     """Settings of the test servers: the float32 reference engine, every picture one person."""
     return Settings(
         model=str(pose_package),
@@ -70,7 +76,7 @@ def settings(pose_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Se
         engine="torch",
         device="cpu",
         threads=1,
-        cache=tmp_path_factory.mktemp("cache"),
+        cache=converted,
         drain_timeout=20,
     )
 

@@ -1,11 +1,12 @@
 """OpenVINO on the CPU: converted once from the torch module, kept in the cache folder for the next start.
 
-Inference in bf16 keeps the graph's tail, which is the head's output, in float32 (the CPU plug-in never lowers a
-network's outputs): decoding reads sub-pixel places from it.
+Inference in bf16 keeps the network's output in float32 (the CPU plug-in never lowers the tail of a graph): decoding
+reads sub-pixel places from it. Parts that need more can be kept in float32 as well.
 """
 
 import hashlib
 import logging
+import re
 import tempfile
 import warnings
 from pathlib import Path
@@ -16,6 +17,14 @@ import torch
 from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
+
+# The mark that keeps an operation in float32. OpenVINO's Python has no way to make one, so it is read from a graph.
+MARKED = b"""<net name="marked" version="11"><layers>
+<layer id="0" name="marked" type="Parameter" version="opset1"><data shape="1" element_type="f32"/>
+<rt_info><attribute name="precise" version="0"/></rt_info>
+<output><port id="0" precision="FP32"><dim>1</dim></port></output></layer>
+<layer id="1" name="result" type="Result" version="opset1"><input><port id="0"><dim>1</dim></port></input></layer>
+</layers><edges><edge from-layer="0" from-port="0" to-layer="1" to-port="0"/></edges></net>"""
 
 
 def has_bf16() -> bool:
@@ -33,13 +42,23 @@ class OpenVINOEngine:
         precision: `bf16` or `f32`.
         threads: CPU threads.
         cache: folder for converted networks; made where missing.
+        exact: pattern of the modules' names that compute in float32 whatever the precision.
     """
 
     def __init__(
-        self, network: nn.Module, example: Tensor, key: str, precision: str, threads: int, cache: Path
+        self,
+        network: nn.Module,
+        example: Tensor,
+        key: str,
+        precision: str,
+        threads: int,
+        cache: Path,
+        exact: re.Pattern[str] | None = None,
     ) -> None:
         core = openvino.Core()
         model = _convert_cached(core, network, example, key, cache)
+        if exact is not None and precision != "f32":
+            _keep_float32(core, model, exact)
         options = {
             "INFERENCE_PRECISION_HINT": precision,
             "INFERENCE_NUM_THREADS": threads,
@@ -51,6 +70,15 @@ class OpenVINOEngine:
     def __call__(self, crops: np.ndarray) -> Tensor:
         """Inputs (N, ...) -> the network's output (N, ...) float32, on the CPU."""
         return torch.from_numpy(self._request.infer({0: crops}, share_inputs=True)[0])
+
+
+def _keep_float32(core: openvino.Core, model: openvino.Model, exact: re.Pattern[str]) -> None:
+    """Mark the operations of the modules named by `exact`; an operation's name holds its module's."""
+    [parameter] = core.read_model(MARKED, b"").get_parameters()
+    [(name, mark)] = parameter.get_rt_info().items()
+    for operation in model.get_ops():
+        if exact.search(operation.get_friendly_name()):
+            operation.set_rt_info(mark, name)
 
 
 def _convert_cached(core: openvino.Core, network: nn.Module, example: Tensor, key: str, cache: Path) -> openvino.Model:

@@ -28,7 +28,7 @@ def reference(pose_package: Path) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("converted")
+    return tmp_path_factory.mktemp("cache")
 
 
 def runtime(engine: str, precision: str) -> Runtime:

@@ -41,12 +41,12 @@ def namespaces_allowed() -> bool:
 
 
 @pytest.mark.skipif(not namespaces_allowed(), reason="this user may not make network namespaces (unshare -rn)")
-def test_the_service_answers_inside_an_empty_network_namespace(tmp_path: Path) -> None:
+def test_the_service_answers_inside_an_empty_network_namespace(converted: Path) -> None:
     spec = find_spec("ultralytics")
     assert spec is not None
     assert spec.origin is not None
     picture = Path(spec.origin).parent / "assets" / "bus.jpg"
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("POSE_")} | {"POSE_CACHE": str(tmp_path)}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("POSE_")} | {"POSE_CACHE": str(converted)}
     done = subprocess.run(
         ["unshare", "--map-root-user", "--net", sys.executable, "-c", SCRIPT, str(picture)],
         capture_output=True, text=True, env=environment, timeout=240,

@@ -28,7 +28,7 @@ def data() -> Path:
         pytest.skip(f"needs the labelled validation pictures: {error}")
 
 
-def test_the_server_scores_what_validation_prints(data: Path, tmp_path: Path) -> None:
+def test_the_server_scores_what_validation_prints(data: Path, converted: Path) -> None:
     package = load_package("sdhrnet_w32_coco")
     [expected] = validate_package(package, data, ["coco-val"])
     people = read_people(SET, data, package.skeleton.name)
@@ -36,7 +36,7 @@ def test_the_server_scores_what_validation_prints(data: Path, tmp_path: Path) ->
     for index, person in enumerate(people):
         by_picture[person.picture].append(index)
     keypoints, scores = np.zeros((len(people), 17, 2)), np.zeros((len(people), 17))
-    settings = load_settings({"POSE_CACHE": str(tmp_path)})
+    settings = load_settings({"POSE_CACHE": str(converted)})
     with run_server(settings, Pipeline.load(settings)) as running:
         for path, indices in by_picture.items():
             boxes = json.dumps([people[index].box.tolist() for index in indices])
