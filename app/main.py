@@ -11,11 +11,12 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from app.errors import RequestError
 from app.metrics import Metrics
-from app.middleware import Gateway, on_http_error, on_request_error, on_validation_error
+from app.middleware import DOCS, Gateway, on_http_error, on_request_error, on_validation_error
 from app.pipeline import Pipeline
 from app.routes import about, pose
 from app.service import Service, load
@@ -41,12 +42,13 @@ def create_app(settings: Settings, pipeline: Pipeline | None = None) -> FastAPI:
         yield
         service.close()
 
-    app = FastAPI(
+    app = FastAPIOffline(  # its page at /docs brings its own scripts, so it works without a network
         title="Pose estimation",
         version=_version(),
         description=__doc__,
         lifespan=lifespan,
         redoc_url=None,
+        static_url=f"{DOCS}/assets",
         redirect_slashes=False,
     )
     app.state.service = service
@@ -55,7 +57,7 @@ def create_app(settings: Settings, pipeline: Pipeline | None = None) -> FastAPI:
     app.add_exception_handler(RequestError, on_request_error)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, on_validation_error)
-    app.add_middleware(Gateway, service=service, routes={*app.openapi()["paths"], "/docs", "/openapi.json"})
+    app.add_middleware(Gateway, service=service, routes={*app.openapi()["paths"], DOCS, "/openapi.json"})
     return app
 
 

@@ -21,7 +21,8 @@ from app.service import Service
 
 logger = logging.getLogger("app.request")
 
-PUBLIC = frozenset({"/", "/healthz", "/readyz", "/docs", "/openapi.json"})  # asked for no key
+DOCS = "/docs"
+PUBLIC = frozenset({"/", "/healthz", "/readyz", DOCS, "/openapi.json"})  # asked for no key
 UNBOUNDED = frozenset({"/healthz", "/readyz", "/metrics"})  # answered whatever the load
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 CLIENT_GONE = 499  # nginx's status for a client that hung up: in log and metrics only, nobody reads it
@@ -81,7 +82,7 @@ class Gateway:
         """Refuse requests without a key and those that are too many. Reads the raw path: URLs built from the Host
         header can be made to lie."""
         path = scope["path"]
-        if self.keys and path not in PUBLIC:
+        if self.keys and path not in PUBLIC and not path.startswith(f"{DOCS}/"):
             headers = Headers(scope=scope)
             key = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ")
             if not any([hmac.compare_digest(key.encode(), known) for known in self.keys]):  # every key, equal time

@@ -195,7 +195,7 @@ def test_keys_are_asked_for_where_there_are_any(start: Callable[..., Running]) -
         check(server.client.get(path, headers={"Host": "x/healthz"}), 401, "unauthorized")
     for headers in ({"X-API-Key": "first"}, {"Authorization": "Bearer second"}):
         assert server.pose(PNG, headers=headers).status_code == 200
-    for path in ("/", "/healthz", "/readyz", "/docs", "/openapi.json"):
+    for path in ("/", "/healthz", "/readyz", "/docs", "/docs/assets/swagger-ui.css", "/openapi.json"):
         assert server.client.get(path).status_code == 200
 
 

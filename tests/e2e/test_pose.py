@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -185,6 +186,16 @@ def test_the_index_links_to_what_there_is(server: Running) -> None:
     index = server.client.get("/").json()
     for path in index["links"].values():
         assert server.client.get(path).status_code == 200
+
+
+def test_the_documentation_page_needs_no_other_host(server: Running) -> None:
+    page = server.client.get("/docs")
+    assert page.status_code == 200
+    sources = re.findall(r'(?:src|href|url)[=:] ?["\']([^"\']+)["\']', page.text)
+    assert {"/docs/assets/swagger-ui-bundle.js", "/docs/assets/swagger-ui.css", "/openapi.json"} <= set(sources)
+    for source in sources:
+        assert source.startswith("/")
+        assert server.client.get(source).status_code == 200
 
 
 def test_probes_answer(server: Running) -> None:
