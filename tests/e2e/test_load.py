@@ -143,7 +143,7 @@ def test_probes_answer_while_the_network_works(start: Callable[..., Running], ga
         accepted = [clients.submit(server.pose, PNG) for _ in range(8)]
         wait_until(lambda: server.service.shared.working == 8)
         assert server.client.get("/healthz").status_code == 200
-        assert metric(server, 'pose_queue_depth{stage="pose"}') >= 1
+        wait_until(lambda: metric(server, 'pose_queue_depth{stage="pose"}') >= 1)
         gate.opened.set()
         assert all(request.result().status_code == 200 for request in accepted)
 
