@@ -26,13 +26,15 @@ check: .venv/.develop ## formatting, lint, types, import boundaries
 
 .venv/.serve: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python" >&2; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@echo "installing into .venv: PyTorch is about 6 GB, this takes minutes and happens once"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	@$(MAKE) --no-print-directory headless
 	@touch $@
 
 .venv/.develop: .venv/.serve
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
+	@echo "installing the tools for training and tests into .venv"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
 	@$(MAKE) --no-print-directory headless
 	@touch $@
 
