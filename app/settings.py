@@ -66,7 +66,7 @@ class Settings(BaseSettings):
         default=50, ge=1, le=1000, description="Most persons of one picture: default and upper bound of the option."
     )
     box_score: float = Field(
-        default=0.25, ge=0, le=1, description="Default of the option: least score of a detected box."
+        default=0.3, ge=0, le=1, description="Default of the option: least score of a detected box."
     )
     keypoint_score: float = Field(
         default=0.2,
