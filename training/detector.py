@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import shutil
-import subprocess
 import tempfile
 from copy import deepcopy
 from pathlib import Path
@@ -19,9 +18,11 @@ from typing import Any
 import pydantic
 
 from model.offline import keep_ultralytics_offline
+from model.package import replace_folder
 from model.person_detector import CARD, NETWORK, WEIGHTS, PersonDetector
 from training.detector_data import write_yolo_folder
 from training.detector_evaluation import PROTOCOL, VALIDATION, evaluate_detector
+from training.provenance import git_commit
 
 __all__ = ["DetectorConfig", "evaluate_detector", "publish_detector", "train_detector", "write_detector_package"]
 
@@ -152,7 +153,7 @@ def publish_detector(
         "samples_seen": progress["samples"],
         "training_seconds": round(progress["seconds"]),
         "evaluation": {"protocol": PROTOCOL, "figures": figures[best], "heads": figures},
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
         "ultralytics": __version__,
         "licence": "AGPL-3.0 (network description and training code of ultralytics); mind the terms of the pictures",
     }
@@ -182,9 +183,7 @@ def write_detector_package(network: Any, folder: Path, card: dict[str, Any], *, 
         (beside / CARD).write_text(content + "\n", encoding="utf-8")
         beside.chmod(0o755)
         PersonDetector.from_package(beside)
-        if folder.exists():
-            shutil.rmtree(folder)
-        beside.rename(folder)
+        replace_folder(beside, folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return folder
@@ -210,11 +209,3 @@ def _copy(network: Any) -> Any:
     copied = deepcopy(network).float().eval()
     copied.criterion = None
     return copied
-
-
-def _git_commit() -> str:
-    try:
-        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

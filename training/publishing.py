@@ -1,7 +1,6 @@
 """`pose publish`: a run's averaged weights become a package, validated in the very form it will be served in."""
 
 import datetime
-import subprocess
 import tempfile
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from model.skeletons import SKELETONS
 from training.checkpoint import LATEST, load_checkpoint
 from training.config import TrainConfig
 from training.loop import training_people
+from training.provenance import git_commit
 from training.validation import validate_package
 
 DECIDING = ("coco-val", "AP")  # the figure that a new package must not lose
@@ -130,16 +130,3 @@ def parse_size(text: str) -> tuple[int, int]:
     if not (height.isdigit() and width.isdigit()) or int(height) % STRIDE or int(width) % STRIDE:
         raise PublishError(f"size {text!r} must be HEIGHTxWIDTH, both divisible by {STRIDE}, such as 256x192")
     return int(height), int(width)
-
-
-def git_commit() -> str:
-    """The commit of the working tree, with `+changes` when it differs; `unknown` outside a repository."""
-    try:
-        here = Path(__file__).parent
-        run = [
-            subprocess.run(command, cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-            for command in (["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "-uno"])
-        ]
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return run[0] + ("+changes" if run[1] else "")
