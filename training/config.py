@@ -65,6 +65,9 @@ class TrainConfig(_Section):
     network: str = "sdhrnet_w32"
     switches: dict[str, bool | int] = {}
     skeleton: str = "coco17"
+    init: str | None = Field(
+        None, description="weight package to start from (a bundled name or a folder); joints are matched by name"
+    )
     data: list[DataSet] = Field(min_length=1)
     validation: DataSet
     min_joints: int = Field(5, ge=1, description="people with fewer labelled joints are left out")

@@ -34,6 +34,7 @@ from training.loader import Batch, Crops, loader
 from training.losses import heatmap_loss
 from training.people import Person, keep_crops, read_people
 from training.pictures import write_sheet
+from training.warm_start import warm_start
 
 SHOWN = 32  # people on the sheet of predictions
 
@@ -57,6 +58,8 @@ class Trainer:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(config.seed)
         network = build(config.network, len(self.skeleton), **config.switches)
+        if config.init is not None:
+            warm_start(network, config.init, self.skeleton)
         self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = Average(self.network, config.ema)
         decayed = [p for p in self.network.parameters() if p.ndim > 1]

@@ -1,6 +1,7 @@
 """People of COCO-format sets: labels mapped to one skeleton by joint name, and pictures cut once and kept in memory."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ class Person:
         weights: (K,) float64 in 0..1: 0 where the joint is not labelled, else how sure the label is.
         annotation: id in the set's json; `image` is the picture's.
         area: of the annotation, square pixels.
+        head_size: MPII's reference length for PCKh, picture pixels (0.6 x the diagonal of the head's rectangle); NaN
+            where the set has none.
     """
 
     set_index: int
@@ -39,6 +42,7 @@ class Person:
     annotation: int
     image: int
     area: float
+    head_size: float = math.nan
 
 
 def read_people(data: DataSet, root: Path, skeleton: str, set_index: int = 0) -> list[Person]:

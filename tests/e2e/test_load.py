@@ -140,7 +140,9 @@ def test_one_bad_crop_does_not_spoil_its_neighbours(start: Callable[..., Running
 def test_probes_answer_while_the_network_works(start: Callable[..., Running], gate: Gate) -> None:
     server = start(engine=gate)
     with ThreadPoolExecutor(8) as clients:
-        accepted = [clients.submit(server.pose, PNG) for _ in range(8)]
+        accepted = [clients.submit(server.pose, PNG)]
+        assert gate.entered.wait(60)  # else the first run could take all eight, and none would wait
+        accepted += [clients.submit(server.pose, PNG) for _ in range(7)]
         wait_until(lambda: server.service.shared.working == 8)
         assert server.client.get("/healthz").status_code == 200
         wait_until(lambda: metric(server, 'pose_queue_depth{stage="pose"}') >= 1)
