@@ -43,5 +43,5 @@ def warm_start(network: nn.Module, package_name: str, skeleton: Skeleton) -> Non
         )
     network.load_state_dict(source)
     log.info(
-        "starting from %s %s: %d of %d joints known", package.card.name, package.card.version, known.sum(), len(skeleton)
+        "starting from %s %s, %d of %d joints", package.card.name, package.card.version, known.sum(), len(skeleton)
     )
