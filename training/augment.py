@@ -1,4 +1,4 @@
-"""What is done to a person before the network sees it: geometry through the crop's region, then colours."""
+"""What is done to a person before the network sees it: geometry through the crop's region, then colours, blur and boxes."""
 
 import cv2
 import numpy as np
@@ -6,7 +6,8 @@ import numpy as np
 from model.crop import Region, compose, cut, invert, transform
 from model.skeletons import Skeleton
 from training.config import Augmentation
-from training.people import KeptCrop, Person
+from training.crops import KeptCrop
+from training.labels import Person
 
 LOWER_BODY = ("hip", "knee", "ankle", "pelvis")
 HALF_BODY_PADDING = 1.5  # HRNet's
@@ -39,6 +40,8 @@ def sample(
     inside = ((keypoints >= 0) & (keypoints <= [size[1] - 1, size[0] - 1])).all(1)
     if rng.random() < config.photometric:
         crop = jitter(crop, rng)
+    if rng.random() < config.blur:
+        crop = blur(crop, rng)
     if rng.random() < config.dropout:
         crop = cover(crop, rng)
     return np.ascontiguousarray(crop), keypoints.astype(np.float32), (weights * inside).astype(np.float32)
@@ -86,20 +89,41 @@ def mirror(
 
 
 def jitter(crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Random saturation, contrast, brightness and tint as one affine map of RGB; sometimes grey or blurred."""
+    """Random saturation, contrast, brightness and tint as one affine map of RGB; sometimes grey."""
     saturation = 0.0 if rng.random() < 0.1 else rng.uniform(0.5, 1.4)
     gain = rng.uniform(0.7, 1.3) * rng.uniform(0.9, 1.1, 3)
     colours = gain[:, None] * (saturation * np.eye(3) + (1 - saturation) / 3)
     offset = crop.mean() * (1 - gain) + rng.uniform(-32, 32)
-    out = cv2.transform(crop, np.concatenate([colours, offset[:, None]], 1))
-    return cv2.GaussianBlur(out, (3, 3), 0) if rng.random() < 0.1 else out
+    return cv2.transform(crop, np.concatenate([colours, offset[:, None]], 1))
+
+
+def blur(crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A Gaussian, median or motion blur, over 3 pixels up to about a thirtieth of the crop's height."""
+    largest = max(1, round(crop.shape[0] / 64))
+    reach = int(rng.integers(1, largest + 1))  # pixels to either side
+    width = 2 * reach + 1
+    kind = rng.integers(3)
+    if kind == 0:
+        return cv2.GaussianBlur(crop, (width, width), 0)
+    if kind == 1:
+        return cv2.medianBlur(crop, width)
+    angle = rng.uniform(0, np.pi)
+    along = np.array([np.cos(angle), np.sin(angle)]) * reach
+    start, end = (tuple(int(v) for v in np.round(reach + sign * along)) for sign in (-1, 1))
+    kernel = cv2.line(np.zeros((width, width), np.float32), start, end, 1.0)
+    return cv2.filter2D(crop, -1, kernel / kernel.sum())
 
 
 def cover(crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One box of random grey over a tenth to four tenths of each side."""
+    """One to three boxes of random grey or noise over the crop; one box takes a tenth to four tenths of each side,
+    several are smaller, so that about as much is covered in all."""
     height, width = crop.shape[:2]
-    h, w = (np.array([height, width]) * rng.uniform(0.1, 0.4, 2)).astype(int)
-    y, x = rng.integers(0, height - h), rng.integers(0, width - w)
     covered = crop.copy()
-    covered[y : y + h, x : x + w] = rng.integers(0, 256)
+    count = int(rng.integers(1, 4))
+    for _ in range(count):
+        sides = np.array([height, width]) * rng.uniform(0.1, 0.4, 2) / np.sqrt(count)
+        h, w = np.maximum(1, sides).astype(int)
+        y, x = rng.integers(0, height - h), rng.integers(0, width - w)
+        shape = (h, w, 3) if rng.random() < 0.5 else (1, 1, 1)
+        covered[y : y + h, x : x + w] = rng.integers(0, 256, shape, np.uint8)
     return covered

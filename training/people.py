@@ -1,103 +1,65 @@
-"""People of COCO-format sets: labels mapped to one skeleton by joint name, and pictures cut once and kept in memory."""
+"""People of any set the package knows, mapped to one skeleton by joint name, and pictures cut once and kept.
 
-import json
-import math
-from collections.abc import Callable, Sequence
+What a set is, is seen from its `annotations`: a folder with an index is a pack (`training.packs`), a `.mat` is MPII's,
+a json that holds a list is HRNet's MPII, any other json is in COCO's format.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 
-from model.crop import PADDING, Region, cut
-from model.skeletons import SKELETONS, map_joints
+from model.skeletons import SKELETONS
+from training.coco import read_coco
 from training.config import ConfigError, DataSet
+from training.crops import CONTEXT, DecodedCrop, KeptCrop, PackedCrop, keep
+from training.labels import LabelledSet, Person, fill_blanks, onto_joints, read_json
+from training.mpii import read_hrnet, read_mat
+from training.packs import is_pack, read_pack
 
-CONTEXT = 1.5  # what is kept around the padded box, so that rotated and shrunk crops still see the picture
+__all__ = [
+    "CONTEXT", "DecodedCrop", "KeptCrop", "LabelledSet", "PackedCrop", "Person", "each_crop", "keep_crops", "read_json",
+    "read_people", "read_picture", "read_set",
+]  # fmt: skip
 
-
-@dataclass(frozen=True)
-class Person:
-    """One labelled person.
-
-    Attributes:
-        set_index: which data set it came from.
-        picture: path of the picture file.
-        box: (4,) float64 xyxy, picture pixels.
-        keypoints: (K, 2) float64, picture pixels.
-        weights: (K,) float64 in 0..1: 0 where the joint is not labelled, else how sure the label is.
-        annotation: id in the set's json; `image` is the picture's.
-        area: of the annotation, square pixels.
-        head_size: MPII's reference length for PCKh, picture pixels (0.6 x the diagonal of the head's rectangle); NaN
-            where the set has none.
-    """
-
-    set_index: int
-    picture: Path
-    box: np.ndarray
-    keypoints: np.ndarray
-    weights: np.ndarray
-    annotation: int
-    image: int
-    area: float
-    head_size: float = math.nan
+AT_ONCE = 64  # pictures decoded ahead of who takes the crops
 
 
 def read_people(data: DataSet, root: Path, skeleton: str, set_index: int = 0) -> list[Person]:
-    """All people of one set that have at least one labelled joint.
+    """All people of one set that have at least one labelled joint of `skeleton`.
 
-    Joints the set does not know get weight 0; `confidence` per joint, where the set has it, becomes the weight.
-
-    Raises:
-        ConfigError: a file is missing or the json has no person keypoints.
-    """
-    content = read_json(root / data.annotations)
-    try:
-        names = tuple(content["categories"][0]["keypoints"])
-        files = {image["id"]: root / data.images / image["file_name"] for image in content["images"]}
-        annotations = content["annotations"]
-    except (KeyError, IndexError, TypeError) as error:
-        raise ConfigError(f"{root / data.annotations} is not in COCO's keypoint format: {error!r} is missing") from None
-    source = map_joints(names, SKELETONS[skeleton].joints)
-    known = source >= 0
-    extra = read_json(root / data.extra_joints) if data.extra_joints else {}
-    people = []
-    for annotation in annotations:
-        if not annotation.get("num_keypoints") or annotation.get("iscrowd"):
-            continue
-        labels = np.array(annotation["keypoints"], np.float64).reshape(-1, 3)
-        sure = np.asarray(annotation.get("confidence", np.ones(len(labels))), np.float64) * (labels[:, 2] > 0)
-        keypoints = np.where(known[:, None], labels[source, :2], 0.0)
-        weights = np.where(known, sure[source], 0.0)
-        more = np.array(extra.get(str(annotation["id"]), []), np.float64).reshape(-1, 3)
-        blank = weights[: len(more)] == 0
-        keypoints[: len(more)][blank] = more[blank, :2]
-        weights[: len(more)][blank] = more[blank, 2]
-        x, y, w, h = annotation["bbox"]
-        people.append(
-            Person(
-                set_index, files[annotation["image_id"]], np.array([x, y, x + w, y + h]), keypoints, weights,
-                annotation["id"], annotation["image_id"], annotation["area"],
-            )
-        )  # fmt: skip
-    return people
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A json file's content.
+    Joints the set does not know get weight 0, but for those that `data.derive` takes from two others; `confidence` per
+    joint, where the set has it, becomes the weight.
 
     Raises:
-        ConfigError: it is missing or damaged.
+        ConfigError: a file is missing or damaged, or `derive` names an unknown joint.
     """
-    try:
-        content: dict[str, Any] = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise ConfigError(f"{path} is missing: POSE_DATA must be the folder that holds the data sets") from None
-    except ValueError as error:
-        raise ConfigError(f"{path} is damaged: {error}") from None
-    return content
+    return onto_joints(read_set(data, root, set_index), SKELETONS[skeleton].joints, data.derive, data.name)
+
+
+def read_set(data: DataSet, root: Path, set_index: int = 0) -> LabelledSet:
+    """The people of one set in its own joints, `extra_joints` filled in.
+
+    Raises:
+        ConfigError: a file is missing or damaged.
+    """
+    path, images = root / data.annotations, root / data.images
+    if path.is_dir() and is_pack(path):
+        labelled = read_pack(path, root, set_index)
+    elif path.suffix == ".mat":
+        labelled = read_mat(path, images, set_index)
+    elif path.is_dir():
+        raise ConfigError(f"{path} is a folder, but no pack: it has no index.json")
+    else:
+        content = read_json(path)
+        reader = read_hrnet if isinstance(content, list) else read_coco
+        labelled = reader(content, path, images, set_index)
+    if data.extra_joints:
+        people = fill_blanks(labelled.people, read_json(root / data.extra_joints), labelled.joints)
+        labelled = LabelledSet(labelled.joints, people, labelled.sizes)
+    return labelled
 
 
 def read_picture(path: Path) -> np.ndarray:
@@ -112,43 +74,42 @@ def read_picture(path: Path) -> np.ndarray:
     return np.asarray(picture)
 
 
-@dataclass(frozen=True)
-class KeptCrop:
-    """A person's surroundings: `pixels` (h, w, 3) uint8 RGB and the (2, 3) affine picture -> `pixels`."""
-
-    pixels: np.ndarray
-    affine: np.ndarray
-
-
 def keep_crops(people: Sequence[Person], size: tuple[int, int], tick: Callable[[int], object] = int) -> list[KeptCrop]:
     """Decode every picture once and keep what crops of at most `size` (height, width) can need of it.
 
-    Stored at the picture's own resolution unless `size` needs less. `tick` is called with the number of people done.
+    The crops of packed people stay in their shards. `tick` is called with the number of people done.
+
+    Raises:
+        ConfigError: a picture is broken, or a pack was made for smaller crops.
     """
-    by_picture: dict[Path, list[int]] = {}
-    for index, person in enumerate(people):
-        by_picture.setdefault(person.picture, []).append(index)
     kept: list[KeptCrop | None] = [None] * len(people)
-
-    def keep(item: tuple[Path, list[int]]) -> int:
-        picture = read_picture(item[0])
-        for index in item[1]:
-            kept[index] = _keep(picture, people[index].box, size)
-        return len(item[1])
-
-    with ThreadPoolExecutor(4) as pool:
-        for count in pool.map(keep, by_picture.items()):
-            tick(count)
+    for index, crop in each_crop(people, size):
+        kept[index] = crop
+        tick(1)
     return [crop for crop in kept if crop is not None]
 
 
-def _keep(picture: np.ndarray, box: np.ndarray, size: tuple[int, int]) -> KeptCrop:
-    region = Region.around(box, size, PADDING * CONTEXT)
-    low = np.clip(np.floor(region.center - region.extent / 2), 0, None)
-    high = np.minimum(np.ceil(region.center + region.extent / 2), [picture.shape[1] - 1, picture.shape[0] - 1])
-    low = np.minimum(low, high - 1).clip(0)
-    shrink = max(1.0, region.extent[1] / (size[0] * CONTEXT))
-    width, height = np.maximum(2, np.round((high - low) / shrink)).astype(int) + 1
-    scale = np.array([width - 1, height - 1]) / np.maximum(high - low, 1)
-    affine = np.concatenate([np.diag(scale), (-low * scale)[:, None]], 1)
-    return KeptCrop(cut(picture, affine, (int(height), int(width))), affine)
+def each_crop(people: Sequence[Person], size: tuple[int, int]) -> Iterator[tuple[int, KeptCrop]]:
+    """(index, crop) of everyone, as `keep_crops` keeps them, picture by picture, with few in memory at a time."""
+    by_picture: dict[Path, list[int]] = {}
+    for index, person in enumerate(people):
+        if person.packed is None:
+            by_picture.setdefault(person.picture, []).append(index)
+            continue
+        packed = person.packed
+        if size[0] > packed.size[0] or size[1] > packed.size[1]:
+            raise ConfigError(
+                f"{packed.shard.parent} was packed for crops of at most {packed.size[0]}x{packed.size[1]}, "
+                f"{size[0]}x{size[1]} is wanted: pack the set again with --size {size[0]}x{size[1]}"
+            )
+        yield index, packed
+
+    def cut_out(item: tuple[Path, list[int]]) -> list[tuple[int, KeptCrop]]:
+        picture = read_picture(item[0])
+        return [(index, keep(picture, people[index].box, size)) for index in item[1]]
+
+    pictures = list(by_picture.items())
+    with ThreadPoolExecutor(4) as pool:
+        for start in range(0, len(pictures), AT_ONCE):
+            for crops in pool.map(cut_out, pictures[start : start + AT_ONCE]):
+                yield from crops

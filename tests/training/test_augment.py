@@ -8,13 +8,13 @@ import pytest
 from model.skeletons import COCO
 from training.augment import half_body, jitter, mirror, sample
 from training.config import Augmentation
-from training.people import KeptCrop, Person
+from training.people import DecodedCrop, Person
 
 SIZE = (128, 96)
-STILL = {"photometric": 0, "dropout": 0, "half_body": 0}
+STILL = {"photometric": 0, "blur": 0, "dropout": 0, "half_body": 0}
 
 
-def person_on_black(joint: int) -> tuple[Person, KeptCrop]:
+def person_on_black(joint: int) -> tuple[Person, DecodedCrop]:
     """Someone on a black picture whose joint number `joint` is a bright blob."""
     rng = np.random.default_rng(joint)
     keypoints = rng.uniform([60, 60], [200, 260], (17, 2))
@@ -23,7 +23,7 @@ def person_on_black(joint: int) -> tuple[Person, KeptCrop]:
     blob = 255 * np.exp(-((xs - x) ** 2 + (ys - y) ** 2) / (2 * 8.0**2))
     picture = np.repeat(blob.round().astype(np.uint8)[..., None], 3, 2)
     person = Person(0, Path("none"), np.array([50.0, 50, 210, 270]), keypoints, np.ones(17), 1, 1, 1.0)
-    return person, KeptCrop(picture, np.array([[1.0, 0, 0], [0, 1, 0]]))
+    return person, DecodedCrop(picture, np.array([[1.0, 0, 0], [0, 1, 0]]))
 
 
 @pytest.mark.parametrize("flip", [0, 1], ids=["plain", "mirrored"])
