@@ -73,6 +73,11 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command("train", train, "train a pose network, or go on with a run", "pose train shared_small")
     sub.add_argument("config", help="a shipped configuration's name or a YAML file")
     sub.add_argument("--run", dest="folder", type=Path, help="run folder (default: $POSE_RUNS/<name>)")
+    sub.add_argument(
+        "--set", dest="changes", action="append", default=[], metavar="KEY=VALUE",
+        help="change the configuration, such as learning_rate=0.001 or phases.0.samples=1000; repeatable",
+    )  # fmt: skip
+    sub.add_argument("--init", metavar="PACKAGE", help="start from a package's weights, joints matched by name")
     sub.add_argument("--threads", type=int, help="CPU threads")
 
     sub = command("validate", validate, "score a weight package on labelled people", "pose validate sdhrnet_w32_coco")
@@ -123,9 +128,9 @@ def train(options: argparse.Namespace) -> int:
     from training.config import data_folder, load_config, runs_folder
     from training.loop import train as run
 
-    config = load_config(options.config)
-    if options.threads:
-        config = config.model_copy(update={"threads": options.threads})
+    changes = list(options.changes)
+    changes += [f"{key}={value}" for key in ("init", "threads") if (value := getattr(options, key)) is not None]
+    config = load_config(options.config, changes)
     folder = options.folder or runs_folder() / config.name
     print(json.dumps(run(config, data_folder(), folder)))
     return 0

@@ -1,13 +1,21 @@
 """Checkpoints of a run: written beside and renamed, so that the last one is whole whatever happens."""
 
 import copy
+import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from model.errors import UserError
+
 LATEST, TRUNK = "checkpoint.pt", "before_decay.pt"
+
+
+class CheckpointError(UserError):
+    """A checkpoint cannot be written or read; the message says what stands."""
 
 
 class Average:
@@ -33,16 +41,33 @@ class Average:
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` beside `path`, then rename."""
+    """Write `state` beside `path`, then rename.
+
+    Raises:
+        CheckpointError: the disk does not take it; what was at `path` stays.
+    """
     beside = path.with_suffix(".partial")
     try:
         torch.save(state, beside)
         beside.replace(path)
+    except (OSError, RuntimeError) as error:  # PyTorch's writer turns a full disk into a RuntimeError
+        free = shutil.disk_usage(path.parent).free
+        raise CheckpointError(
+            f"{path} cannot be written ({free / 1e6:.0f} MB free on its disk): {str(error).splitlines()[0]}; the "
+            "checkpoint before it is whole: make room and run the same command to go on"
+        ) from None
     finally:
         beside.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of ours; only tensors and plain values are accepted, no code."""
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    """Read a checkpoint of ours; only tensors and plain values are accepted, no code.
+
+    Raises:
+        CheckpointError: damaged, or not ours.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
     return state

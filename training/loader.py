@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from model.skeletons import Skeleton
 from training.augment import sample
-from training.config import Augmentation
+from training.config import Augmentation, ConfigError
+from training.distributed import Workers
 from training.people import KeptCrop, Person
 
 Batch = tuple[Tensor, Tensor, Tensor, list[int]]
@@ -44,19 +45,40 @@ class Crops(Dataset[tuple[np.ndarray, np.ndarray, np.ndarray, int]]):
 
 
 class Draw(Sampler[list[tuple[int, int]]]):
-    """Endless batches of (person, sample number), people drawn by weight, from sample `start` on."""
+    """Endless batches of (person, sample number) from sample `start` on; one process's part of each batch.
 
-    def __init__(self, weights: np.ndarray, batch: int, seed: int, start: int) -> None:
-        self.cumulative = np.cumsum(weights / weights.sum())
-        self.batch, self.seed, self.start = batch, seed, start
+    Samples go through the people in passes as long as there are people, in an order of each pass's own (`shuffle`).
+    """
+
+    def __init__(self, weights: np.ndarray, batch: int, seed: int, start: int, workers: Workers) -> None:
+        self.weights, self.batch, self.seed, self.start, self.workers = weights, batch, seed, start, workers
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        start = self.start
+        start, people = self.start, len(self.weights)
+        number, order = -1, np.empty(0, np.int64)
+        share = self.batch // self.workers.size
         while True:
-            chances = np.random.default_rng((self.seed, start, 1)).random(self.batch)
-            people = np.searchsorted(self.cumulative, chances).clip(max=len(self.cumulative) - 1)
-            yield [(int(person), start + i) for i, person in enumerate(people)]
+            mine = []
+            for sample_number in range(start, start + self.batch):
+                if sample_number // people != number:
+                    number = sample_number // people
+                    order = shuffle(self.weights, self.seed, number)
+                mine.append((int(order[sample_number % people]), sample_number))
+            yield mine[self.workers.rank * share : (self.workers.rank + 1) * share]
             start += self.batch
+
+
+def shuffle(weights: np.ndarray, seed: int, number: int) -> np.ndarray:
+    """The people of pass `number`, in random order: as many as there are, each `weight / mean weight` times.
+
+    Where that is no whole number, a person comes once more in as many passes as the fraction says (systematic
+    sampling); people of equal weights come exactly once.
+    """
+    random = np.random.default_rng((seed, number, 1))
+    shares = np.cumsum(weights / weights.sum() * len(weights))
+    shares[-1] = len(weights)
+    marks = np.floor(np.round(shares, 9) + random.random()).astype(np.int64)
+    return random.permutation(np.repeat(np.arange(len(weights)), np.diff(marks, prepend=0)))
 
 
 def collate(items: list[tuple[np.ndarray, np.ndarray, np.ndarray, int]]) -> Batch:
@@ -66,7 +88,16 @@ def collate(items: list[tuple[np.ndarray, np.ndarray, np.ndarray, int]]) -> Batc
     return (*stacked, list(people))  # type: ignore[return-value]
 
 
-def loader(crops: Crops, weights: np.ndarray, batch: int, start: int, workers: int) -> DataLoader[Batch]:
-    """Batches from sample number `start` on, without end."""
-    draw = Draw(weights, batch, crops.seed, start)
-    return DataLoader(crops, batch_sampler=draw, collate_fn=collate, num_workers=workers, pin_memory=False)  # type: ignore[arg-type]
+def loader(
+    crops: Crops, weights: np.ndarray, batch: int, start: int, processes: int, workers: Workers
+) -> DataLoader[Batch]:
+    """Batches from sample number `start` on, without end; with `processes` of its own to load them, if any.
+
+    Raises:
+        ConfigError: the batch cannot be shared out among the training processes.
+    """
+    if batch % workers.size or batch // workers.size < 2:
+        raise ConfigError(f"batch {batch} cannot be shared by {workers.size} processes, with at least 2 crops for each")
+    draw = Draw(weights, batch, crops.seed, start, workers)
+    pinned = workers.device.type == "cuda"
+    return DataLoader(crops, batch_sampler=draw, collate_fn=collate, num_workers=processes, pin_memory=pinned)  # type: ignore[arg-type]

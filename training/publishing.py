@@ -114,7 +114,7 @@ def reached_size(config: TrainConfig, samples: int) -> tuple[int, int]:
     """The input size of the phase that sample number `samples` belongs to."""
     done = 0
     for phase in config.phases:
-        done += phase.samples
+        done += phase.samples or 0
         if samples <= done:
             return phase.input_size
     return config.phases[-1].input_size

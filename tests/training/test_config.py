@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from training.config import ConfigError, load_config, shipped_configs
-from training.loop import learning_rate
+from training.trainer import learning_rate
 
 GOOD = """
 name: mine
@@ -17,7 +17,7 @@ phases: [{input_size: [64, 48], samples: 1000}]
 
 @pytest.mark.parametrize("name", shipped_configs())
 def test_shipped_configurations_load(name: str) -> None:
-    assert load_config(name).samples > 0
+    assert load_config(name).resolve(1000).samples > 0
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,10 @@ def test_shipped_configurations_load(name: str) -> None:
         pytest.param(GOOD + "skeleton: squid", "unknown name 'squid'; known: coco17", id="unknown skeleton"),
         pytest.param(GOOD + "seed: many", "seed: .*integer", id="wrong type"),
         pytest.param(GOOD.replace("64", "63"), "divisible by 4", id="impossible size"),
+        pytest.param(GOOD.replace("samples: 1000", "epochs: 2, samples: 1000"), "either samples or epochs", id="both"),
+        pytest.param(GOOD + "schedule: step", "step needs decay_steps", id="step without steps"),
+        pytest.param(GOOD.replace("1000}", "9, batch: 6, accumulate: 4}"), "4 equal parts", id="unequal parts"),
+        pytest.param(GOOD + "distillation: {techer: a}", "did you mean 'teacher'", id="typo in distillation"),
         pytest.param("name: [", "is no YAML", id="no yaml"),
         pytest.param("just words", "must hold keys and values", id="no mapping"),
         pytest.param("name: mine", "data: Field required", id="missing keys"),
@@ -52,3 +56,46 @@ def test_the_rate_warms_up_stays_and_falls_to_zero(tmp_path: Path) -> None:
     config = load_config(str(path))
     rates = [learning_rate(config, samples) for samples in (0, 49, 100, 500, 750, 1000)]
     assert rates == pytest.approx([1e-4, 5e-3, 1e-2, 1e-2, 5e-3, 0])
+
+
+def test_the_rate_falls_in_steps(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(GOOD + "learning_rate: 0.01\nwarmup_samples: 0\nschedule: step\ndecay_steps: [0.8, 0.95]\n")
+    config = load_config(str(path))
+    rates = [learning_rate(config, samples) for samples in (0, 799, 800, 949, 950, 1000)]
+    assert rates == pytest.approx([1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-4])
+
+
+def test_epochs_become_samples_once_the_people_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(GOOD.replace("samples: 1000", "epochs: 2.5"))
+    config = load_config(str(path))
+    assert config.resolve(200).samples == 500
+    assert config.resolve(200).resolve(7) == config.resolve(200)
+
+
+def test_changes_reach_into_sections_and_lists(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(GOOD)
+    changes = ["augmentation.flip=0", "phases.0.samples=64", "init=mine", "phases.0.input_size=[96, 72]"]
+    config = load_config(str(path), changes)
+    assert (config.augmentation.flip, config.phases[0].samples, config.init) == (0, 64, "mine")
+    assert config.phases[0].input_size == (96, 72)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param("flip", "must be key=value", id="no value"),
+        pytest.param("augmentation.flp=1", "did you mean 'flip'", id="typo"),
+        pytest.param("phases.3.samples=1", "no place 'phases.3.samples'", id="no such phase"),
+        pytest.param("name.first=a", "no place 'name.first'", id="no section"),
+        pytest.param("seed=[", "the value is no YAML", id="no yaml"),
+        pytest.param("seed=many", "seed: .*integer", id="wrong type"),
+    ],
+)
+def test_changes_that_cannot_be_made_are_named(tmp_path: Path, change: str, message: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(GOOD)
+    with pytest.raises(ConfigError, match=message):
+        load_config(str(path), [change])

@@ -14,10 +14,12 @@ from model.package import load_package, read_card
 from model.skeletons import COCO
 from training.checkpoint import LATEST, TRUNK, load_checkpoint
 from training.config import Augmentation, DataSet, Phase, TrainConfig
+from training.distributed import Workers
 from training.loader import Crops, loader
-from training.loop import NotFiniteError, StoppedError, Trainer, train
+from training.loop import StoppedError, train
 from training.people import keep_crops, read_people, read_picture
 from training.publishing import PublishError, parse_size, publish_run
+from training.trainer import NotFiniteError, Trainer
 from training.validation import format_report
 
 
@@ -74,9 +76,10 @@ def test_batches_depend_on_the_sample_number_alone(data: Path, data_set: DataSet
     people = read_people(data_set, data, "coco17")
     crops = Crops(people, keep_crops(people, (64, 48)), (64, 48), COCO, Augmentation(), seed=3)
     chances = np.ones(len(people))
-    early = iter(loader(crops, chances, 4, 0, workers=0))
+    alone = Workers(0, 1, torch.device("cpu"))
+    early = iter(loader(crops, chances, 4, 0, 0, alone))
     next(early)
-    late = next(iter(loader(crops, chances, 4, 4, workers=0)))
+    late = next(iter(loader(crops, chances, 4, 4, 0, alone)))
     for mine, theirs in zip(next(early)[:3], late[:3], strict=True):
         assert torch.equal(mine, theirs)
 
@@ -84,8 +87,8 @@ def test_batches_depend_on_the_sample_number_alone(data: Path, data_set: DataSet
 def test_a_loss_that_is_no_number_names_the_pictures(
     data: Path, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.loop.heatmap_loss", lambda *_: torch.tensor(float("nan"), requires_grad=True))
-    with pytest.raises(NotFiniteError, match=r"nan at sample 0.*(bus|zidane)\.jpg"):
+    monkeypatch.setattr("training.trainer.heatmap_loss", lambda *_: torch.tensor(float("nan"), requires_grad=True))
+    with pytest.raises(NotFiniteError, match=r"loss is nan.* at sample 0.*(bus|zidane)\.jpg"):
         train(config, data, tmp_path / "run")
 
 
