@@ -8,6 +8,7 @@ Decoding is DARK's: smooth, take the logarithm, and move from the highest pixel 
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -32,17 +33,22 @@ class HeatmapCodec:
         activation: how the network's raw output becomes a heatmap of peak 1. `identity`: it is one already (trained
             by mean squared error). `softmax`: it holds log-probabilities over the pixels (trained by cross-entropy),
             rescaled so that a perfect Gaussian peaks at 1.
+        calibration: (raw score, OKS measured there) pairs, rising in both: `decode` reads its scores off the line
+            through them. Empty: a score stays the network's own belief.
     """
 
     input_size: tuple[int, int]
     sigma: float
     activation: Activation = "identity"
+    calibration: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
         if any(side <= 0 or side % STRIDE for side in self.input_size):
             raise ValueError(f"input size {self.input_size} must be positive and divisible by {STRIDE}")
         if self.sigma <= 0:
             raise ValueError(f"sigma must be positive, not {self.sigma}")
+        if len(self.calibration) == 1 or any(c <= a or d < b for (a, b), (c, d) in pairwise(self.calibration)):
+            raise ValueError(f"calibration must be two or more pairs that rise in both, not {self.calibration}")
 
     @cached_property
     def heatmap_size(self) -> tuple[int, int]:
@@ -86,8 +92,9 @@ class HeatmapCodec:
 
         Returns:
             keypoints (N, K, 2) float32, crop pixels (x, y), and scores (N, K) float32 in 0..1: the OKS that the
-            heatmap, read as the joint's probability over the pixels, lets this place expect (`_expected_oks`). A
-            perfect Gaussian scores 1, a flat heatmap next to 0.
+            heatmap, read as the joint's probability over the pixels, lets this place expect (`_expected_oks`),
+            calibrated where the codec has a calibration. Before that, a perfect Gaussian scores 1, a flat heatmap
+            next to 0.
         """
         people, joints, rows, columns = heatmaps.shape
         heatmaps = heatmaps.float()
@@ -116,7 +123,17 @@ class HeatmapCodec:
         # a step of more than a pixel and a half is a broken parabola, not a joint: stay on the highest pixel
         sane = (dx.abs() <= 1.5) & (dy.abs() <= 1.5) & peaked
         refined = torch.stack([torch.where(sane, x + dx, x.float()), torch.where(sane, y + dy, y.float())], -1)
-        return refined * refined.new_tensor(self.scale), self._expected_oks(heatmaps, refined)
+        return refined * refined.new_tensor(self.scale), self.calibrate(self._expected_oks(heatmaps, refined))
+
+    def calibrate(self, scores: Tensor) -> Tensor:
+        """Raw scores, of any shape, to calibrated ones: along straight lines between the pairs, level beyond them."""
+        if not self.calibration:
+            return scores
+        raw, measured = scores.new_tensor(self.calibration).T.contiguous()
+        right = torch.searchsorted(raw, scores.contiguous()).clamp(1, len(raw) - 1)
+        share = ((scores - raw[right - 1]) / (raw[right] - raw[right - 1])).clamp(0, 1)
+        low, high = measured[right - 1], measured[right]
+        return torch.lerp(low, high, share)
 
     def _expected_oks(self, heatmaps: Tensor, places: Tensor) -> Tensor:
         """(N, K) in 0..1: mean of `exp(-d^2 / (2 reach^2))` over the heatmap's mass, `d` from `places` (N, K, 2) in

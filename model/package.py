@@ -73,6 +73,27 @@ class Evaluation(_Record):
     boxes: str
     flip_test: bool
     metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]] = Field(
+        {}, description="95 % bootstrap confidence intervals of some of the metrics, pictures drawn anew"
+    )
+    notes: list[str] = Field([], description="what else the figures depend on")
+
+
+class Calibration(_Record):
+    """The map from raw keypoint scores to the OKS that was measured at them, and what it is worth."""
+
+    method: Literal["isotonic"]
+    pairs: list[tuple[float, float]] = Field(
+        min_length=2, description="raw score and calibrated score, both rising; straight lines between them"
+    )
+    data: str
+    pictures: int
+    joints: int = Field(description="labelled joints that it was fitted on")
+    bins: int = Field(description="equally wide bins of the calibration error")
+    error_before: float = Field(description="expected calibration error of the raw scores, 0..1")
+    error_after: float = Field(
+        description="of the calibrated ones: fitted on one half of the pictures, measured on the other, and in turn"
+    )
 
 
 class Card(_Record):
@@ -93,7 +114,7 @@ class Card(_Record):
     data: list[DataSet]
     recipe: dict[str, Any]
     evaluation: list[Evaluation]
-    calibration: None = None
+    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True)
@@ -170,7 +191,8 @@ def load_package(name_or_path: str) -> Package:
     folder = find_package(name_or_path)
     card = read_card(folder)
     try:
-        codec = HeatmapCodec(card.input_size, card.codec.sigma, card.codec.activation)
+        pairs = tuple(card.calibration.pairs) if card.calibration else ()
+        codec = HeatmapCodec(card.input_size, card.codec.sigma, card.codec.activation, pairs)
         network = build(card.architecture.name, card.architecture.joints, **card.architecture.switches)
     except ValueError as error:
         raise PackageError(f"{folder / CARD}: {error}") from None
