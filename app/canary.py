@@ -15,6 +15,7 @@ from model.errors import PackageError
 HEIGHT, WIDTH = 320, 240
 BOX = (60.0, 20.0, 180.0, 300.0)
 TOLERANCE = 0.5  # pixels; two runs of one engine may add in another order
+APART = 1e-3  # pixels; only a network whose heatmaps are all the same has its keypoints nearer to each other
 
 
 class CanaryError(PackageError):
@@ -38,14 +39,27 @@ def warm(pipeline: Pipeline) -> None:
     """Run every step once and the canary twice.
 
     Raises:
-        CanaryError: keypoints outside the crop, or not the same both times.
+        CanaryError: see `check_pose`.
+    """
+    pipeline.predict(
+        canary_picture()
+    )  # the detector: what it finds in a drawing is its own affair, that it runs is not
+    check_pose(pipeline)
+
+
+def check_pose(pipeline: Pipeline) -> None:
+    """Run the canary twice, without the detector.
+
+    Raises:
+        CanaryError: keypoints outside the crop, or all in one point, or not the same both times.
     """
     picture = canary_picture()
-    pipeline.predict(picture)  # the detector: what it finds in a drawing is its own affair, that it runs is not
     first, second = (pipeline.predict(picture, Options(boxes=[BOX])) for _ in range(2))
     low, high = np.array(BOX[:2]), np.array(BOX[2:])
     reach = pipeline.package.card.padding * (high - low).max()
     if (np.abs(first.keypoints[0] - (low + high) / 2) > reach).any():
         raise CanaryError("the canary's keypoints lie outside its crop; the weights or the engine are broken")
+    if np.ptp(first.keypoints[0], axis=0).max() < APART:
+        raise CanaryError("the canary's keypoints lie all in one point; the weights are blank")
     if np.abs(first.keypoints - second.keypoints).max() > TOLERANCE:
         raise CanaryError("the canary's keypoints differ from one run to the next; the engine is broken")

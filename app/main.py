@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import os
+import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,6 +20,7 @@ from app.errors import RequestError
 from app.metrics import Metrics
 from app.middleware import DOCS, Gateway, on_http_error, on_request_error, on_validation_error
 from app.pipeline import Pipeline
+from app.reload import Reloader
 from app.routes import about, pose
 from app.service import Service, load
 from app.settings import Settings
@@ -31,15 +34,19 @@ def create_app(settings: Settings, pipeline: Pipeline | None = None) -> FastAPI:
     """The ASGI application.
 
     Args:
-        pipeline: models that are loaded and warm already; they are loaded when the application starts otherwise.
+        pipeline: models that are loaded and warm already. Where they are neither given nor in `app.state.service` when
+            the application starts, it loads them.
     """
     metrics = Metrics()
     service = Service(settings, metrics)
+    reloader = Reloader(service)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        service.open(pipeline or load(settings))
-        yield
+        if not service.opened:
+            service.open(pipeline or load(settings))
+        async with reloader.running():
+            yield
         service.close()
 
     app = FastAPIOffline(  # its page at /docs brings its own scripts, so it works without a network
@@ -51,7 +58,7 @@ def create_app(settings: Settings, pipeline: Pipeline | None = None) -> FastAPI:
         static_url=f"{DOCS}/assets",
         redirect_slashes=False,
     )
-    app.state.service = service
+    app.state.service, app.state.reloader = service, reloader
     app.include_router(pose.router)
     app.include_router(about.router)
     app.add_exception_handler(RequestError, on_request_error)
@@ -91,7 +98,8 @@ def serve(settings: Settings) -> int:
     """
     logging.basicConfig(format=LOG_FORMAT)
     logging.getLogger().setLevel(settings.log_level.upper())
-    app = create_app(settings, load(settings))
+    app = create_app(settings)
+    service, reloader = app.state.service, app.state.reloader
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -101,8 +109,34 @@ def serve(settings: Settings) -> int:
         server_header=False,
         timeout_graceful_shutdown=1,
     )
-    Server(config, app.state.service).run()
+    server = Server(config, service)
+    _handle_hangup(server, reloader)  # before loading: a package may be replaced meanwhile
+    service.open(load(settings))
+    server.run()
+    if reloader.loading:  # that cannot be interrupted, and nobody waits for it any more
+        os._exit(0)
     return 0
+
+
+def _handle_hangup(server: Server, reloader: Reloader) -> None:
+    """SIGHUP reloads the package. From a terminal that is closed it means, as ever, to stop; nohup prevents that."""
+    from_terminal = _has_terminal() and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+
+    def handle(sig: int, frame: FrameType | None) -> None:
+        if from_terminal and not _has_terminal():
+            server.handle_exit(sig, frame)
+        else:
+            reloader.ask()
+
+    signal.signal(signal.SIGHUP, handle)
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 def _version() -> str:

@@ -1,6 +1,6 @@
 """Prometheus metrics: base units, bounded label sets, no user data. One registry per application."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from prometheus_client import (
@@ -16,6 +16,7 @@ from prometheus_client import (
 SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 STAGES = ("decode", "queue", "detect", "crop", "pose", "keypoints", "encode")
 QUEUES = ("detect", "pose")
+RELOADS = ("ok", "unchanged", "refused")
 
 
 class Metrics:
@@ -55,8 +56,17 @@ class Metrics:
             registry=registry,
         )
         self.load_seconds = Gauge("pose_model_load_seconds", "Loading and warming the models.", registry=registry)
+        self.reloads = Counter("pose_model_reloads", "Reloads of the model, by result.", ["result"], registry=registry)
+        for result in RELOADS:
+            self.reloads.labels(result)
         for stage in STAGES:
             self.stage_duration.labels(stage)
+
+    def show_model(self, info: Sequence[str], load_seconds: float) -> None:
+        """The model that serves from now on, in the order of `pose_model_info`'s labels; the one before is gone."""
+        self.model_info.clear()
+        self.model_info.labels(*info).set(1)
+        self.load_seconds.set(load_seconds)
 
     def watch_queue(self, stage: str, depth: Callable[[], int]) -> None:
         """Read a queue's length whenever metrics are asked for."""

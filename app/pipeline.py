@@ -5,12 +5,11 @@ steps for many requests at once: pictures are decoded in a pool, and each networ
 """
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -18,9 +17,10 @@ import numpy as np
 import torch
 
 from app.batching import Batcher, Done
+from app.commons import Commons
 from app.detector import Boxes, Choice, Scores, choose_detector
 from app.engines import Runtime, choose_runtime, create_pose_engine
-from app.errors import DeadlineError, OverloadError, RequestError
+from app.errors import DeadlineError, RequestError
 from app.images import Picture, decode, encode
 from app.metrics import Metrics
 from app.result import Floats, PoseResult
@@ -76,6 +76,16 @@ class Pipeline:
         card = package.card
         logger.info("pose %s %s (%s), detector %s", card.name, card.version, card.sha256[:12], choice.detector.name)
         return cls(settings, package, engine, runtime, choice)
+
+    def renew(self) -> "Pipeline":
+        """The pose package as its folder holds it now, on the same runtime and with the same detector. Not checked yet.
+
+        Raises:
+            PackageError: the package is missing or damaged.
+        """
+        package = load_package(self.settings.model)
+        engine = create_pose_engine(package, self.runtime, self.settings.cache_folder)
+        return Pipeline(self.settings, package, engine, self.runtime, self.choice)
 
     def predict(self, picture: Picture, options: Options | None = None) -> PoseResult:
         """People of one (H, W, 3) uint8 RGB picture, in this thread.
@@ -196,24 +206,30 @@ class SharedPipeline:
     """The pipeline's steps for many requests at once.
 
     Args:
-        watch_error: called with every exception of a network.
+        commons: what it shares with the pipelines before and after it.
+        watch_error: called with every exception of the pose network.
+
+    Attributes:
+        users: requests that are answered by this pipeline; it may be closed once there are none.
     """
 
-    def __init__(self, pipeline: Pipeline, metrics: Metrics, watch_error: Callable[[Exception], object]) -> None:
+    def __init__(
+        self, pipeline: Pipeline, commons: Commons, metrics: Metrics, watch_error: Callable[[Exception], object]
+    ) -> None:
         settings = pipeline.settings
-        self.pipeline, self.metrics, self.settings = pipeline, metrics, settings
-        self.working = 0
-        size = metrics.batch_size.labels
-        self._detect = Batcher("detect", pipeline.detect, settings.max_batch, size("detect").observe, watch_error)
-        self._pose = Batcher("pose", pipeline.pose, settings.max_batch, size("pose").observe, watch_error)
-        self._pool = ThreadPoolExecutor(settings.decode_threads, "decode")
-        metrics.watch_queue("detect", self._detect.__len__)
+        self.pipeline, self.commons, self.metrics, self.settings = pipeline, commons, metrics, settings
+        self.users = 0
+        size = metrics.batch_size.labels("pose").observe
+        self._pose = Batcher("pose", pipeline.pose, settings.max_batch, size, watch_error)
         metrics.watch_queue("pose", self._pose.__len__)
 
+    @property
+    def working(self) -> int:
+        """Pictures being worked on."""
+        return self.commons.working
+
     def close(self) -> None:
-        """Finish what is queued, then end the threads."""
-        self._pool.shutdown()
-        self._detect.close()
+        """Finish what is queued for the pose network, then end its thread."""
         self._pose.close()
 
     async def answer(self, data: bytes, options: Options, timeout: float, media_type: str | None) -> Answer:
@@ -225,25 +241,12 @@ class SharedPipeline:
             RequestError: 400, 413, 415, 422: see `decode` and `Options`; 503 no place left; 504 too late.
         """
         options = self.pipeline.complete(options)
-        with self._place():
+        with self.commons.place():
             try:
                 async with asyncio.timeout(timeout):
                     return await self._work(data, options, time.monotonic() + timeout, media_type)
             except TimeoutError:
                 raise DeadlineError() from None
-
-    @contextlib.contextmanager
-    def _place(self) -> Iterator[None]:
-        """One of `queue_size` places, which bound every queue behind them."""
-        if self.working >= self.settings.queue_size:
-            raise OverloadError(
-                "queue_full", f"{self.working} pictures are being worked on, the limit; try again shortly"
-            )
-        self.working += 1
-        try:
-            yield
-        finally:
-            self.working -= 1
 
     async def _work(self, data: bytes, options: Options, deadline: float, media_type: str | None) -> Answer:
         began = time.monotonic()
@@ -252,7 +255,7 @@ class SharedPipeline:
         picture = await self._timed_in_pool(clock, "decode", decode, data, self.settings.max_pixels)
         found = pipeline.given_boxes(picture, options)
         if found is None:
-            [found] = await clock.wait("detect", self._detect.submit([picture], deadline))
+            [found] = await clock.wait("detect", self.commons.detect.submit([picture], deadline))
         boxes, box_scores = pipeline.select(found, options)
         crops, affines = await self._timed_in_pool(clock, "crop", pipeline.cut, picture, boxes, options)
         joints = await clock.wait("pose", self._pose.submit(crops, deadline))
@@ -269,10 +272,10 @@ class SharedPipeline:
 
     async def in_pool(self, step: Callable[..., T], *arguments: object) -> T:
         """Run a short step beside the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, step, *arguments)
+        return await asyncio.get_running_loop().run_in_executor(self.commons.pool, step, *arguments)
 
     async def _timed_in_pool(self, clock: "_Clock", stage: str, step: Callable[..., T], *arguments: object) -> T:
-        [result] = await clock.wait(stage, [self._pool.submit(_timed, step, *arguments)])
+        [result] = await clock.wait(stage, [self.commons.pool.submit(_timed, step, *arguments)])
         return result
 
     def _record(self, clock: "_Clock", result: PoseResult) -> None:

@@ -1,11 +1,15 @@
 """What all routes share: the models, their threads, the metrics, and whether the service may take work."""
 
+import asyncio
+import contextlib
 import logging
 import time
+from collections.abc import Iterator
 
 import torch
 
 from app.canary import warm
+from app.commons import Commons
 from app.errors import OverloadError
 from app.metrics import Metrics
 from app.pipeline import Pipeline, SharedPipeline
@@ -37,6 +41,8 @@ class Service:
         self.requests = 0  # in progress
         self.alive = True
         self.draining = False
+        self.notes: list[str] = []  # for `/model`: why a package that was to be reloaded is not used
+        self._commons: Commons | None = None
         self._shared: SharedPipeline | None = None
 
     @property
@@ -57,15 +63,50 @@ class Service:
             raise OverloadError("not_ready", "the service is not ready; see /readyz")
         return self._shared
 
+    @contextlib.contextmanager
+    def lease(self) -> Iterator[SharedPipeline]:
+        """The pipeline for one request from its start to its end: a swap meanwhile does not close it.
+
+        Raises:
+            OverloadError: see `shared`.
+        """
+        shared = self.shared
+        shared.users += 1
+        try:
+            yield shared
+        finally:
+            shared.users -= 1
+
+    @property
+    def opened(self) -> bool:
+        """Whether there are models."""
+        return self._shared is not None
+
     def open(self, pipeline: Pipeline) -> None:
         """Take work with these models, which are loaded and warm."""
+        if pipeline.runtime.device == "cuda":
+            self.metrics.watch_gpu(lambda: self.alive)
+        self._commons = Commons(pipeline.settings, pipeline.detector, self.metrics, self.watch_error)
+        self._shared = self._share(pipeline, self._commons)
+
+    async def swap(self, pipeline: Pipeline) -> None:
+        """New requests are answered by these models from now on. Returns once the last request of those before has
+        ended and their thread with it, so that there are never more than two."""
+        old, commons = self._shared, self._commons
+        assert old is not None
+        assert commons is not None
+        self._shared = self._share(pipeline, commons)
+        try:
+            while old.users:
+                await asyncio.sleep(0.05)
+        finally:
+            await asyncio.to_thread(old.close)
+
+    def _share(self, pipeline: Pipeline, commons: Commons) -> SharedPipeline:
         card, runtime = pipeline.package.card, pipeline.runtime
         info = (card.name, card.version, card.sha256, runtime.engine, runtime.device, runtime.precision)
-        self.metrics.model_info.labels(*info).set(1)
-        self.metrics.load_seconds.set(pipeline.load_seconds)
-        if runtime.device == "cuda":
-            self.metrics.watch_gpu(lambda: self.alive)
-        self._shared = SharedPipeline(pipeline, self.metrics, self.watch_error)
+        self.metrics.show_model(info, pipeline.load_seconds)
+        return SharedPipeline(pipeline, commons, self.metrics, self.watch_error)
 
     def drain(self) -> None:
         """Take no more work; what is accepted goes on."""
@@ -76,9 +117,10 @@ class Service:
     def close(self) -> None:
         """End the models' threads."""
         self.drain()
-        if self._shared is not None:
+        if self._commons is not None and self._shared is not None:
+            self._commons.close()
             self._shared.close()
-            self._shared = None
+            self._commons = self._shared = None
 
     def watch_error(self, error: Exception) -> None:
         """Latch a dead GPU: after a CUDA error every later call of this process fails, so it must be restarted."""

@@ -32,6 +32,10 @@ class Settings(BaseSettings):
     )
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     model: str = Field(default="sdhrnet_w32_coco", description="Pose package: a bundled name or a folder.")
+    watch: bool = Field(
+        default=False,
+        description="Load the pose package anew when its folder changes, without a restart; SIGHUP does so always.",
+    )
     detector: str = Field(
         default="bundled",
         description="Person detector: `bundled`, a package's name or folder, the path of an ultralytics checkpoint (a "

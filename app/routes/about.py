@@ -66,7 +66,8 @@ async def index() -> Index:
 @router.get("/model", summary="The models that serve", responses=UNAVAILABLE)
 async def show_model(request: Request) -> ModelResponse:
     """The package, how it was trained and evaluated, and what it runs on."""
-    pipeline = _service(request).shared.pipeline
+    service = _service(request)
+    pipeline = service.shared.pipeline
     card, skeleton, runtime = pipeline.package.card, pipeline.package.skeleton, pipeline.runtime
     return ModelResponse(
         name=card.name,
@@ -84,7 +85,7 @@ async def show_model(request: Request) -> ModelResponse:
         threads=runtime.threads,
         data=card.data,
         evaluation=card.evaluation,
-        notes=pipeline.choice.notes,
+        notes=[*pipeline.choice.notes, *service.notes],
     )
 
 

@@ -73,11 +73,11 @@ async def pose(request: Request) -> Response:
     Coordinates are pixels of the picture as a person sees it: EXIF orientation is applied.
     """
     service: Service = request.app.state.service
-    shared = service.shared
-    timeout = _read_timeout(request, service.settings.request_timeout)
-    data, options = await read_picture(request, service.settings, shared.in_pool)
-    media_type = choose_media_type(request.headers.getlist("accept"))
-    answer = await _unless_gone(request, shared.answer(data, options, timeout, media_type))
+    with service.lease() as shared:
+        timeout = _read_timeout(request, service.settings.request_timeout)
+        data, options = await read_picture(request, service.settings, shared.in_pool)
+        media_type = choose_media_type(request.headers.getlist("accept"))
+        answer = await _unless_gone(request, shared.answer(data, options, timeout, media_type))
     if answer.picture is not None:
         return Response(answer.picture, media_type=media_type)
     package = shared.pipeline.package
