@@ -12,12 +12,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 from model.errors import UserError
+from training.data_commands import add_data_parsers
 
 EXAMPLES = """examples:
   pose serve                                  start the service on http://127.0.0.1:8000
   POSE_PORT=9000 pose serve                   every setting is an environment variable; see `pose info`
   pose predict photo.jpg -o out               annotated picture and JSON, no server needed
   pose predict holiday/*.jpg -o out --flip-test
+  pose data check shared_small:lsp            look through a data set; also: fetch, pack, show
   pose train shared_small                     train, or go on with, a shipped configuration
   pose validate sdhrnet_w32_coco              score a weight package
   pose publish runs/sdhrnet_w32_coco          turn a run into a weight package
@@ -70,9 +72,11 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--flip-test", action="store_true", help="average with the mirror image: slower, a little better")
     sub.add_argument("--max-persons", type=int, help="at most this many people per picture")
 
+    add_data_parsers(command("data", data, "fetch, check, pack and show training data", ""))
+
     sub = command("train", train, "train a pose network, or go on with a run", "pose train shared_small")
     sub.add_argument("config", help="a shipped configuration's name or a YAML file")
-    sub.add_argument("--run", dest="folder", type=Path, help="run folder (default: $POSE_RUNS/<name>)")
+    sub.add_argument("-o", "--output", dest="folder", type=Path, help="run folder (default: $POSE_RUNS/<name>)")
     sub.add_argument(
         "--set", dest="changes", action="append", default=[], metavar="KEY=VALUE",
         help="change the configuration, such as learning_rate=0.001 or phases.0.samples=1000; repeatable",
@@ -82,10 +86,26 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = command("validate", validate, "score a weight package on labelled people", "pose validate sdhrnet_w32_coco")
     sub.add_argument("package", help="a bundled package's name or a folder")
-    sub.add_argument("--set", dest="sets", action="append", help="coco-val or lspet-val; repeatable (default: both)")
-    sub.add_argument("--engine", default="torch", help="torch or openvino (default: torch, the reference)")
+    sub.add_argument(
+        "--set", dest="sets", action="append", metavar="NAME",
+        help="coco-val, lspet-val, coco2017-val or mpii-val; repeatable (default: those in POSE_DATA that fit)",
+    )  # fmt: skip
+    sub.add_argument("--annotations", type=Path, metavar="FILE", help="score a set of your own: its labels")
+    sub.add_argument("--images", type=Path, metavar="FOLDER", help="and its pictures (default: beside the labels)")
+    sub.add_argument("--detections", type=Path, metavar="FILE", help="boxes from a file in HRNet's format")
+    sub.add_argument(
+        "--detector", nargs="?", const="bundled", metavar="PACKAGE", help="boxes from a detector (default: the bundled)"
+    )
+    sub.add_argument(
+        "--box-score", type=float, help="least score of a detected box (default: the service's; 0 for a file)"
+    )
+    sub.add_argument("--engine", default="torch", help="torch or openvino (default: torch in float32, the reference)")
     sub.add_argument("--no-flip-test", action="store_true")
-    sub.add_argument("--json", type=Path, help="write the figures to this file")
+    sub.add_argument(
+        "--gallery", type=Path, metavar="FOLDER", help="draw the people of the lowest OKS into this folder"
+    )
+    sub.add_argument("--reliability", type=Path, metavar="PICTURE", help="draw how far scores can be believed")
+    sub.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file")
 
     sub = command("publish", publish, "turn a run into a weight package", "pose publish runs/sdhrnet_w32_coco")
     sub.add_argument("folder", type=Path, metavar="RUN")
@@ -94,7 +114,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--force", action="store_true", help="replace a package that scores higher")
 
     sub = command("train-detector", train_detector, "train the person detector", "pose train-detector --minutes 60")
-    sub.add_argument("--run", dest="folder", type=Path, help="run folder (default: $POSE_RUNS/detector)")
+    sub.add_argument("-o", "--output", dest="folder", type=Path, help="run folder (default: $POSE_RUNS/detector)")
     sub.add_argument("--minutes", type=float, help="stop, with the schedule complete, after this time")
     sub.add_argument("--size", type=int, help="input size in pixels")
     sub.add_argument("--threads", type=int, help="CPU threads")
@@ -123,6 +143,13 @@ def predict(options: argparse.Namespace) -> int:
     )
 
 
+def data(options: argparse.Namespace) -> int:
+    """`pose data`; see `training/data_commands.py`."""
+    text, status = options.action(options)
+    print(text)
+    return int(status)
+
+
 def train(options: argparse.Namespace) -> int:
     """`pose train`."""
     from training.config import data_folder, load_config, runs_folder
@@ -138,18 +165,28 @@ def train(options: argparse.Namespace) -> int:
 
 def validate(options: argparse.Namespace) -> int:
     """`pose validate`."""
+    from rich.console import Console
+
+    from app.engines import build_engine
+    from app.settings import load_settings
     from model.package import load_package
-    from training.config import data_folder
-    from training.validation import format_report, validate_package
+    from training.boxes import load_detector
+    from training.report import build_report
+    from training.validation import Request, run_validation
 
     package = load_package(options.package)
-    engine = None
-    if options.engine != "torch":
-        from app.engines import build_engine
-
-        engine = build_engine(package, options.engine)
-    report = validate_package(package, data_folder(), options.sets, flip_test=not options.no_flip_test, engine=engine)
-    print(format_report(package.card, options.engine, report))
+    settings = load_settings({"POSE_ENGINE": options.engine})
+    engine = None if options.engine == "torch" else build_engine(package, settings.engine)
+    detector, score = options.detections, options.box_score
+    if options.detector:
+        detector = load_detector(options.detector)
+        score = settings.box_score if score is None else score
+    request = Request(
+        options.sets, options.annotations, options.images, detector, score or 0.0, not options.no_flip_test,
+        options.gallery, options.reliability,
+    )  # fmt: skip
+    report = run_validation(package, request, engine)
+    Console().print(build_report(package.card, options.engine, report))
     if options.json:
         options.json.write_text(json.dumps([entry.model_dump() for entry in report], indent=2) + "\n")
     return 0
@@ -182,7 +219,7 @@ def train_detector(options: argparse.Namespace) -> int:
     chosen = {name: value for name, value in given.items() if value is not None}
     resume = (folder / "weights" / "last.pt").is_file()
     run(DetectorConfig(data=data_folder(), run=folder, resume=resume, **chosen))
-    print(f"trained {folder}; `pose train-detector --run {folder} --publish` makes it the bundled detector")
+    print(f"trained {folder}; `pose train-detector --output {folder} --publish` makes it the bundled detector")
     return 0
 
 

@@ -1,22 +1,28 @@
 """`pose publish`: a run's averaged weights become a package, validated in the very form it will be served in."""
 
 import datetime
+import logging
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from model.codec import STRIDE
 from model.crop import PADDING
 from model.errors import PackageError, UserError
-from model.package import CARD, Architecture, Codec, Evaluation, load_package, read_card, write_package
+from model.package import CARD, Architecture, Calibration, Codec, Evaluation, load_package, write_package
 from model.package import DataSet as CardDataSet
-from model.skeletons import SKELETONS
+from model.skeletons import SKELETONS, Skeleton
+from training.calibration import ScoredJoints, fit_calibration
 from training.checkpoint import LATEST, load_checkpoint
-from training.config import TrainConfig
+from training.config import DataSet, TrainConfig
 from training.loop import training_people
+from training.measuring import TorchEngine, find
 from training.provenance import git_commit
-from training.validation import validate_package
+from training.validation import shared_sets
 
-DECIDING = ("coco-val", "AP")  # the figure that a new package must not lose
+DECIDING = ("AP", "PCKh@0.5 mean", "PCK@0.2")  # the first that the run's validation set allows must not fall
+
+log = logging.getLogger("pose.training")
 
 
 class PublishError(UserError):
@@ -28,9 +34,11 @@ def publish_run(
 ) -> Path:
     """Write `packages/<name of the run's configuration>`; returns its folder.
 
+    Keypoint scores are calibrated on the run's own validation set, the figures are those of calibrated scores.
+
     Args:
         run: folder that `pose train` wrote.
-        data: folder of the validation sets.
+        data: folder of the data sets.
         size: input (height, width) to serve at; by default the size the run ended with.
         force: replace a package that scores higher.
 
@@ -69,45 +77,98 @@ def publish_run(
         },
     }  # fmt: skip
     weights = state["average"]
+    target = packages / config.name
     with tempfile.TemporaryDirectory() as scratch:
         trial = Path(scratch) / config.name
         write_package(trial, {**fields, "evaluation": []}, weights)
-        report = validate_package(load_package(str(trial)), data)
-    target = packages / config.name
-    if not force:
-        refuse_worse(target, report)
-    write_package(target, {**fields, "evaluation": report}, weights)
+        package = load_package(str(trial))
+        engine = TorchEngine(package)
+        chief = find(package, config.validation, data, engine)
+        calibration = fit_calibration(ScoredJoints.of(chief.people, chief.raw, package.skeleton), chief.entry.name)
+        log.info(_describe(calibration))
+        pairs = tuple(calibration.pairs) if calibration else ()
+        package = replace(package, codec=replace(package.codec, calibration=pairs))
+        report = [chief.evaluate(package.codec, package.skeleton)]
+        if not force:
+            refuse_worse(target, report[0], package.skeleton, config.validation, data)
+        others = [entry for entry in shared_sets(data, package.skeleton) if not same_labels(entry, config.validation)]
+        found = [find(package, entry, data, engine) for entry in others]
+        report += [one.evaluate(package.codec, package.skeleton) for one in found]
+    write_package(target, {**fields, "evaluation": report, "calibration": calibration}, weights)
     return target
 
 
-def refuse_worse(target: Path, report: list[Evaluation]) -> None:
-    """Compare with the package that stands at `target`, if one does.
+def refuse_worse(target: Path, new: Evaluation, skeleton: Skeleton, entry: DataSet, data: Path) -> None:
+    """Compare with the package that stands at `target`, if one does, under the protocol of `new`.
+
+    The old card's figure counts where it has one of this protocol; else the old package is measured now.
 
     Raises:
-        PublishError: it scores higher; says by how much.
+        PublishError: the old one scores higher, which is said in figures, or cannot be compared.
     """
     if not (target / CARD).is_file():
         return
     try:
-        old = read_card(target).evaluation
-    except PackageError:
-        return  # a damaged package has no claim to its place
-    before, after = deciding_figure(old), deciding_figure(report)
-    if before is not None and after is not None and after < before:
-        data, metric = DECIDING
+        old = load_package(str(target))
+    except PackageError as error:
+        log.warning("what stands at %s has no claim to its place: %s", target, error)
+        return
+    if old.skeleton != skeleton:
         raise PublishError(
-            f"{metric} on {data} would fall from {before:.2f} to {after:.2f} ({after - before:+.2f}); "
+            f"the package at {target} has skeleton {old.skeleton.name}, this run {skeleton.name}: they cannot be "
+            "compared; --force replaces it, another name in the configuration puts this one beside it"
+        )
+    same = next((one for one in old.card.evaluation if _protocol(one) == _protocol(new)), None)
+    if same is None:
+        log.info("%s holds no figure of this protocol: measuring %s", target / CARD, old.card.version)
+        same = find(old, entry, data, TorchEngine(old)).evaluate(old.codec, old.skeleton)
+    name = deciding_metric(new)
+    before, after = same.metrics.get(name), new.metrics[name]
+    where = f"{name} on {new.data} ({new.people} people, {new.boxes} boxes, flip test)"
+    if before is None:
+        raise PublishError(
+            f"{where} is {after:.2f}; the package at {target} has no such figure, so the two cannot be compared: "
+            "--force replaces it"
+        )
+    if after < before:
+        raise PublishError(
+            f"{where} would fall from {before:.2f} to {after:.2f} ({after - before:+.2f}); "
             "--force publishes all the same"
         )
+    log.info("%s: %.2f, before %.2f (%+.2f)", where, after, before, after - before)
 
 
-def deciding_figure(report: list[Evaluation]) -> float | None:
-    """The figure that decides, with ground-truth boxes and flip test; None when it was not measured."""
-    data, metric = DECIDING
-    for entry in report:
-        if entry.data == data and entry.flip_test and entry.boxes == "ground truth":
-            return entry.metrics.get(metric)
-    return None
+def deciding_metric(report: Evaluation) -> str:
+    """AP where people are scored by OKS, else PCKh's mean, else PCK.
+
+    Raises:
+        PublishError: the labels allow none of them.
+    """
+    for name in DECIDING:
+        if name in report.metrics:
+            return name
+    raise PublishError(
+        f"{report.data} allows no figure to decide by ({', '.join(DECIDING)}): people need areas, heads or torsos"
+    )
+
+
+def same_labels(one: DataSet, other: DataSet) -> bool:
+    """Whether two sets, whatever their names, are the same people."""
+    return Path(one.annotations) == Path(other.annotations)
+
+
+def _protocol(report: Evaluation) -> tuple[object, ...]:
+    return report.data, report.pictures, report.people, report.boxes, report.flip_test
+
+
+def _describe(calibration: Calibration | None) -> str:
+    if calibration is None:
+        return "scores stay as they are: too few labelled joints to calibrate by, or no gain on pictures held out"
+    before, after = 100 * calibration.error_before, 100 * calibration.error_after
+    return (
+        f"scores calibrated on {calibration.joints} joints of {calibration.data}: expected error {before:.1f} -> "
+        f"{after:.1f} points of OKS on pictures held out"
+    )
 
 
 def reached_size(config: TrainConfig, samples: int) -> tuple[int, int]:

@@ -88,7 +88,7 @@ def create_pose_engine(package: Package, runtime: Runtime, cache: Path) -> Engin
     return create_engine(network, example, package.card.sha256, runtime, cache, EXACT)
 
 
-def build_engine(package: Package, engine: Literal["openvino", "torch"]) -> Engine:
+def build_engine(package: Package, engine: Literal["auto", "openvino", "torch"]) -> Engine:
     """The named engine for a package on this machine, with every other setting at its default: for validation.
 
     Raises:
