@@ -1,4 +1,4 @@
-"""What is done to a person before the network sees it: geometry through the crop's region, then colours, blur and boxes."""
+"""What is done to a person before the network sees it: the crop's geometry, then colours, blur and boxes."""
 
 import cv2
 import numpy as np

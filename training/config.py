@@ -30,8 +30,8 @@ class DataSet(_Section):
 
     name: str = Field(description="shown in logs and in the package's card")
     annotations: str = Field(
-        description="COCO-format json, MPII's .mat, HRNet's MPII json or a folder made by `pose data pack`; relative to "
-        "the data folder"
+        description="COCO-format json, MPII's .mat, HRNet's MPII json or a folder made by `pose data pack`, "
+        "relative to the data folder"
     )
     images: str = Field("", description="picture folder, relative to the data folder; a pack needs none")
     licence: str = Field(description="goes into the card of the weights")

@@ -109,10 +109,10 @@ def onto_joints(
             raise ConfigError(f"{name}: derive: no joint {joint!r} is trained; known: {', '.join(joints)}")
         if joint in labelled.joints:
             raise ConfigError(f"{name}: derive: the set labels {joint!r} itself; take it out of derive")
-        for source in pair:
-            if source not in labelled.joints:
+        for parent in pair:
+            if parent not in labelled.joints:
                 raise ConfigError(
-                    f"{name}: derive: {joint!r} needs {source!r}, which the set does not label; it labels "
+                    f"{name}: derive: {joint!r} needs {parent!r}, which the set does not label; it labels "
                     f"{', '.join(labelled.joints)}"
                 )
     source = map_joints(labelled.joints, joints)
@@ -124,9 +124,9 @@ def onto_joints(
     for person in labelled.people:
         keypoints = np.where(known[:, None], person.keypoints[source], 0.0)
         weights = np.where(known, person.weights[source], 0.0)
-        for joint, a, b in middles:
-            keypoints[joint] = (person.keypoints[a] + person.keypoints[b]) / 2
-            weights[joint] = min(person.weights[a], person.weights[b])
+        for place, a, b in middles:
+            keypoints[place] = (person.keypoints[a] + person.keypoints[b]) / 2
+            weights[place] = min(person.weights[a], person.weights[b])
         if weights.any():
             people.append(replace(person, keypoints=keypoints, weights=weights))
     return people
