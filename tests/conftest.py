@@ -6,17 +6,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import torch
-from serving import Gate, Running, run_server, single_thread
+from serving import Gate, Running, run_server, single_thread, write_random_package
 
 from app.pipeline import Pipeline
 from app.service import load
 from app.settings import Settings
 from model.inference import Engine
-from model.networks import build
-from model.package import write_package
-
-SIZE = (96, 64)
 
 
 @pytest.fixture(scope="session")
@@ -31,34 +26,8 @@ def pictures() -> dict[str, bytes]:
 
 @pytest.fixture(scope="session")
 def pose_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small network of random weights whose heatmaps have clear peaks, so that answers are quick and stable."""
-    torch.manual_seed(0)
-    network = build("sdhrnet_w16", 17)
-    noise = torch.rand(4, 3, *SIZE, generator=torch.Generator().manual_seed(0)) * 4 - 2
-    for layer in network.modules():
-        if isinstance(layer, torch.nn.BatchNorm2d):
-            layer.momentum = None  # running statistics of what follows, so that activations keep their size
-    with torch.no_grad(), single_thread():
-        network.train()(noise)
-        spread = network.eval()(noise).std()
-        network.head.weight *= 4 / spread
-    folder = tmp_path_factory.mktemp("packages") / "random_w16"
-    fields = {
-        "name": "random_w16",
-        "version": "1",
-        "architecture": {"name": "sdhrnet_w16", "joints": 17},
-        "input_size": SIZE,
-        "skeleton": "coco17",
-        "codec": {"sigma": 1.0, "activation": "softmax"},
-        "git_commit": "none",
-        "created": "2000-01-01",
-        "licence": "none",
-        "data": [],
-        "recipe": {},
-        "evaluation": [],
-    }
-    write_package(folder, fields, network.state_dict())
-    return folder
+    """A package of random weights."""
+    return write_random_package(tmp_path_factory.mktemp("packages") / "random_w16")
 
 
 @pytest.fixture(scope="session")

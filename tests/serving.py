@@ -2,10 +2,16 @@
 
 import contextlib
 import io
+import os
+import re
+import shutil
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -15,10 +21,17 @@ from PIL import Image
 
 from app.main import Server, create_app
 from app.pipeline import Pipeline
+from app.reload import Reloader
 from app.service import Service
 from app.settings import Settings
 from model.codec import HeatmapCodec
 from model.inference import Engine
+from model.networks import build
+from model.package import replace_folder, write_package
+from model.skeletons import SKELETONS
+
+ROOT = Path(__file__).parents[1]
+SIZE = (96, 64)
 
 
 @contextlib.contextmanager
@@ -41,10 +54,55 @@ class Running:
     client: httpx.Client
     port: int
 
+    @property
+    def reloader(self) -> Reloader:
+        """What takes a new package in."""
+        return self.server.config.app.state.reloader
+
     def pose(self, data: bytes, **arguments: object) -> httpx.Response:
         """POST a picture as the body."""
         headers = {"content-type": "application/octet-stream", **arguments.pop("headers", {})}
         return self.client.post("/pose", content=data, headers=headers, **arguments)
+
+
+def write_random_package(
+    folder: Path, *, seed: int = 0, version: str = "1", skeleton: str = "coco17", size: tuple[int, int] = SIZE
+) -> Path:
+    """A small network of random weights whose heatmaps have clear peaks, so that answers are quick and stable."""
+    torch.manual_seed(seed)
+    joints = len(SKELETONS[skeleton])
+    network = build("sdhrnet_w16", joints)
+    noise = torch.rand(4, 3, *size, generator=torch.Generator().manual_seed(seed)) * 4 - 2
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.momentum = None  # running statistics of what follows, so that activations keep their size
+    with torch.no_grad(), single_thread():
+        network.train()(noise)
+        spread = network.eval()(noise).std()
+        network.head.weight *= 4 / spread
+    fields = {
+        "name": "random_w16",
+        "version": version,
+        "architecture": {"name": "sdhrnet_w16", "joints": joints},
+        "input_size": size,
+        "skeleton": skeleton,
+        "codec": {"sigma": 1.0, "activation": "softmax"},
+        "git_commit": "none",
+        "created": "2000-01-01",
+        "licence": "none",
+        "data": [],
+        "recipe": {},
+        "evaluation": [],
+    }
+    write_package(folder, fields, network.state_dict())
+    return folder
+
+
+def publish(package: Path, folder: Path) -> None:
+    """Put a copy of the package in the folder's place, in one step."""
+    beside = folder.with_name(f".{folder.name}.new")
+    shutil.copytree(package, beside)
+    replace_folder(beside, folder)
 
 
 @contextlib.contextmanager
@@ -79,6 +137,73 @@ class Gate:
         assert self.opened.wait(60)
         self.batches.append(len(crops))
         return self.engine(crops)
+
+
+def environment(pose_package: Path, tmp_path: Path, **changed: str) -> dict[str, str]:
+    """Environment variables of a server like the test servers, on a free port."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("POSE_")}
+    own = {
+        "POSE_MODEL": str(pose_package),
+        "POSE_DETECTOR": "none",
+        "POSE_ENGINE": "torch",
+        "POSE_THREADS": "1",
+        "POSE_PORT": "0",
+        "POSE_CACHE": str(tmp_path / "cache"),
+        "PYTHONUNBUFFERED": "1",
+    }
+    return kept | own | changed
+
+
+class Process:
+    """`pose serve` on a free port; `log` is what it has written so far."""
+
+    def __init__(
+        self, variables: dict[str, str], command: Sequence[str] = ("-m", "pose", "serve"), stdin: int | None = None
+    ) -> None:
+        arguments = [sys.executable, *command]
+        self.popen = subprocess.Popen(
+            arguments, cwd=ROOT, env=variables, stdin=stdin, stderr=subprocess.PIPE, text=True
+        )
+        self.log = ""
+        self.reader = threading.Thread(target=self._read)
+        self.reader.start()
+
+    def _read(self) -> None:
+        assert self.popen.stderr is not None
+        for line in self.popen.stderr:
+            self.log += line
+
+    def url(self) -> str:
+        """Where it listens, once it does."""
+        self.wait_for("running on http")
+        found = re.search(r"running on (http://\S+)", self.log)
+        assert found, self.log
+        return found[1]
+
+    def wait_for(self, words: str) -> None:
+        """Return once the log has them, or the process has ended."""
+        wait_until(lambda: words in self.log or self.popen.poll() is not None, 120)
+
+    def end(self) -> int:
+        """The exit status."""
+        status = self.popen.wait(60)
+        self.reader.join(60)
+        assert self.popen.stderr is not None
+        self.popen.stderr.close()
+        return status
+
+
+def one_by_one(engine: Engine) -> Engine:
+    """The engine, with results that are the same to the last bit in any batch, which PyTorch does not promise."""
+    return lambda crops: torch.cat([engine(crops[i : i + 1]) for i in range(len(crops))])
+
+
+def metric(server: Running, line: str) -> float:
+    """The value of one sample; 0 where there is none."""
+    for found in server.client.get("/metrics").text.splitlines():
+        if found.startswith(line + " "):
+            return float(found.rsplit(" ", 1)[1])
+    return 0.0
 
 
 def find_dots(crops: np.ndarray) -> torch.Tensor:

@@ -1,12 +1,7 @@
 """A server as its own process: it starts, says where, drains at SIGTERM, and tells in a line what is wrong."""
 
 import json
-import os
-import re
 import signal
-import subprocess
-import sys
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -15,55 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from serving import encode_picture, wait_until
+from serving import Process, encode_picture, environment, wait_until
 
-ROOT = Path(__file__).parents[2]
 PICTURE = encode_picture(np.random.default_rng(0).integers(0, 256, (600, 800, 3), np.uint8), "JPEG")
-
-
-def environment(pose_package: Path, tmp_path: Path, **changed: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("POSE_")}
-    own = {
-        "POSE_MODEL": str(pose_package),
-        "POSE_DETECTOR": "none",
-        "POSE_ENGINE": "torch",
-        "POSE_THREADS": "1",
-        "POSE_PORT": "0",
-        "POSE_CACHE": str(tmp_path / "cache"),
-        "PYTHONUNBUFFERED": "1",
-    }
-    return kept | own | changed
-
-
-class Process:
-    """`pose serve` on a free port; `log` is what it has written so far."""
-
-    def __init__(self, variables: dict[str, str]) -> None:
-        command = [sys.executable, "-m", "pose", "serve"]
-        self.popen = subprocess.Popen(command, cwd=ROOT, env=variables, stderr=subprocess.PIPE, text=True)
-        self.log = ""
-        self.reader = threading.Thread(target=self._read)
-        self.reader.start()
-
-    def _read(self) -> None:
-        assert self.popen.stderr is not None
-        for line in self.popen.stderr:
-            self.log += line
-
-    def url(self) -> str:
-        """Where it listens, once it does."""
-        wait_until(lambda: "running on http" in self.log or self.popen.poll() is not None, 120)
-        found = re.search(r"running on (http://\S+)", self.log)
-        assert found, self.log
-        return found[1]
-
-    def end(self) -> int:
-        """The exit status."""
-        status = self.popen.wait(60)
-        self.reader.join(60)
-        assert self.popen.stderr is not None
-        self.popen.stderr.close()
-        return status
 
 
 @pytest.fixture

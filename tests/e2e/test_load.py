@@ -7,30 +7,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-import torch
-from serving import Gate, Running, encode_picture, wait_until
+from serving import Gate, Running, encode_picture, metric, one_by_one, wait_until
 
 from app.pipeline import Pipeline
 
 PNG = encode_picture(np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8))
 
 
-def metric(server: Running, line: str) -> float:
-    """The value of one sample; 0 where there is none."""
-    for found in server.client.get("/metrics").text.splitlines():
-        if found.startswith(line + " "):
-            return float(found.rsplit(" ", 1)[1])
-    return 0.0
-
-
 def test_sixteen_clients_get_exactly_the_answers_they_get_alone(
     start: Callable[..., Running], pipeline: Pipeline, pictures: dict[str, bytes]
 ) -> None:
-    def one_by_one(crops: np.ndarray) -> torch.Tensor:
-        """The same to the last bit in any batch, which PyTorch does not promise."""
-        return torch.cat([pipeline.engine(crops[i : i + 1]) for i in range(len(crops))])
-
-    server = start(engine=one_by_one)
+    server = start(engine=one_by_one(pipeline.engine))
     random = np.random.default_rng(3)
     requests = []
     for i in range(32):
