@@ -8,7 +8,6 @@ Decoding is DARK's: smooth, take the logarithm, and move from the highest pixel 
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -33,22 +32,23 @@ class HeatmapCodec:
         activation: how the network's raw output becomes a heatmap of peak 1. `identity`: it is one already (trained
             by mean squared error). `softmax`: it holds log-probabilities over the pixels (trained by cross-entropy),
             rescaled so that a perfect Gaussian peaks at 1.
-        calibration: (raw score, OKS measured there) pairs, rising in both: `decode` reads its scores off the line
-            through them. Empty: a score stays the network's own belief.
+        calibration: per joint, the calibrated scores at raw scores 0 ... 1 in equal steps, never falling; `decode`
+            reads its scores off the lines between them. Empty: a score stays the network's own belief.
     """
 
     input_size: tuple[int, int]
     sigma: float
     activation: Activation = "identity"
-    calibration: tuple[tuple[float, float], ...] = ()
+    calibration: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if any(side <= 0 or side % STRIDE for side in self.input_size):
             raise ValueError(f"input size {self.input_size} must be positive and divisible by {STRIDE}")
         if self.sigma <= 0:
             raise ValueError(f"sigma must be positive, not {self.sigma}")
-        if len(self.calibration) == 1 or any(c <= a or d < b for (a, b), (c, d) in pairwise(self.calibration)):
-            raise ValueError(f"calibration must be two or more pairs that rise in both, not {self.calibration}")
+        for row in self.calibration:
+            if len(row) != len(self.calibration[0]) or len(row) < 2 or list(row) != sorted(row):
+                raise ValueError("calibration must hold a row per joint, equally long, with two or more rising scores")
 
     @cached_property
     def heatmap_size(self) -> tuple[int, int]:
@@ -126,14 +126,14 @@ class HeatmapCodec:
         return refined * refined.new_tensor(self.scale), self.calibrate(self._expected_oks(heatmaps, refined))
 
     def calibrate(self, scores: Tensor) -> Tensor:
-        """Raw scores, of any shape, to calibrated ones: along straight lines between the pairs, level beyond them."""
+        """Raw scores (N, K) in 0..1 to calibrated ones; unchanged where the codec has no calibration."""
         if not self.calibration:
             return scores
-        raw, measured = scores.new_tensor(self.calibration).T.contiguous()
-        right = torch.searchsorted(raw, scores.contiguous()).clamp(1, len(raw) - 1)
-        share = ((scores - raw[right - 1]) / (raw[right] - raw[right - 1])).clamp(0, 1)
-        low, high = measured[right - 1], measured[right]
-        return torch.lerp(low, high, share)
+        table = scores.new_tensor(self.calibration)  # (K, steps + 1)
+        steps = table.shape[1] - 1
+        left = (scores * steps).long().clamp(0, steps - 1)
+        joint = torch.arange(len(table), device=scores.device)
+        return torch.lerp(table[joint, left], table[joint, left + 1], scores * steps - left)
 
     def _expected_oks(self, heatmaps: Tensor, places: Tensor) -> Tensor:
         """(N, K) in 0..1: mean of `exp(-d^2 / (2 reach^2))` over the heatmap's mass, `d` from `places` (N, K, 2) in

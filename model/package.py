@@ -83,17 +83,29 @@ class Calibration(_Record):
     """The map from raw keypoint scores to the OKS that was measured at them, and what it is worth."""
 
     method: Literal["isotonic"]
-    pairs: list[tuple[float, float]] = Field(
-        min_length=2, description="raw score and calibrated score, both rising; straight lines between them"
+    table: dict[str, list[float]] = Field(
+        description="per joint, the calibrated scores at raw scores 0 ... 1 in equal steps; straight lines between them"
     )
     data: str
+    flip_test: bool
     pictures: int
     joints: int = Field(description="labelled joints that it was fitted on")
-    bins: int = Field(description="equally wide bins of the calibration error")
+    bins: int = Field(description="equally wide bins of the expected calibration error")
     error_before: float = Field(description="expected calibration error of the raw scores, 0..1")
     error_after: float = Field(
         description="of the calibrated ones: fitted on one half of the pictures, measured on the other, and in turn"
     )
+
+    def rows(self, skeleton: Skeleton) -> tuple[tuple[float, ...], ...]:
+        """`HeatmapCodec.calibration`, in the skeleton's order.
+
+        Raises:
+            ValueError: a joint is missing.
+        """
+        missing = set(skeleton.joints) - set(self.table)
+        if missing:
+            raise ValueError(f"calibration lacks {', '.join(sorted(missing))}")
+        return tuple(tuple(self.table[joint]) for joint in skeleton.joints)
 
 
 class Card(_Record):
@@ -191,8 +203,8 @@ def load_package(name_or_path: str) -> Package:
     folder = find_package(name_or_path)
     card = read_card(folder)
     try:
-        pairs = tuple(card.calibration.pairs) if card.calibration else ()
-        codec = HeatmapCodec(card.input_size, card.codec.sigma, card.codec.activation, pairs)
+        rows = card.calibration.rows(SKELETONS[card.skeleton]) if card.calibration else ()
+        codec = HeatmapCodec(card.input_size, card.codec.sigma, card.codec.activation, rows)
         network = build(card.architecture.name, card.architecture.joints, **card.architecture.switches)
     except ValueError as error:
         raise PackageError(f"{folder / CARD}: {error}") from None

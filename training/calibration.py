@@ -1,8 +1,9 @@
 """Calibrated keypoint scores: a raw score is what the network believes of a place, a calibrated one what was measured.
 
 A raw score is an expected OKS (`model.codec`); the map gives the mean OKS that joints of that score had on labelled
-people, and never falls: isotonic regression (Zadrozny and Elkan, KDD 2002). Its worth is the expected calibration error
-(Naeini et al., AAAI 2015), measured on pictures that the map was not fitted on.
+people, and never falls: isotonic regression (Zadrozny and Elkan, KDD 2002). There is one map per kind of joint, left
+and right together, for OKS is far stricter with eyes than with hips. What it is worth is the expected calibration
+error (Naeini et al., AAAI 2015), measured on pictures that the map was not fitted on.
 """
 
 from collections.abc import Sequence
@@ -20,10 +21,11 @@ from training.oks import joint_oks
 from training.people import Person
 
 BINS = 15  # of the calibration error
-GROUPS, GROUP_SIZE = 24, 50  # joints of like score are averaged first: at most this many groups, none smaller
+STEPS = 20  # of the map: raw scores 0, 0.05 ... 1
+GROUPS, GROUP_SIZE = 8, 50  # joints of like score are averaged first: at most this many groups, none smaller
 LEAST = 200  # labelled joints; with fewer, scores stay as they are
 
-Pairs = tuple[tuple[float, float], ...]
+Table = tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,13 @@ class ScoredJoints:
 
     Attributes:
         raw, oks: (M,) float64 in 0..1.
+        joint: (M,) int64 index in the skeleton.
         picture: (M,) ids of their pictures.
     """
 
     raw: np.ndarray
     oks: np.ndarray
+    joint: np.ndarray
     picture: np.ndarray
 
     @classmethod
@@ -47,15 +51,15 @@ class ScoredJoints:
         areas = np.array([person.area for person in people])
         images = np.array([person.image for person in people])
         oks = joint_oks(found.keypoints, truth, areas, np.array(skeleton.sigmas))
-        pictures = np.broadcast_to(images[:, None], labelled.shape)
-        return cls(found.scores[labelled].astype(np.float64), oks[labelled], pictures[labelled])
+        person, joint = np.nonzero(labelled)
+        return cls(found.scores[labelled].astype(np.float64), oks[labelled], joint, images[person])
 
     def __len__(self) -> int:
         return len(self.raw)
 
     def subset(self, chosen: np.ndarray) -> "ScoredJoints":
         """Those where `chosen` (M,) bool is true."""
-        return ScoredJoints(self.raw[chosen], self.oks[chosen], self.picture[chosen])
+        return ScoredJoints(self.raw[chosen], self.oks[chosen], self.joint[chosen], self.picture[chosen])
 
 
 @dataclass(frozen=True)
@@ -81,42 +85,52 @@ class Reliability:
         return float((np.abs(self.score - self.oks) * self.count).sum() / self.count.sum())
 
 
-def fit_pairs(joints: ScoredJoints) -> Pairs:
-    """The isotonic map as pairs (raw score, OKS) that rise in both; at least two."""
-    groups = max(2, min(GROUPS, len(joints) // GROUP_SIZE))
-    parts = np.array_split(np.argsort(joints.raw, kind="stable"), groups)
-    raw, oks, sizes = (np.array([f(part) for part in parts]) for f in (
-        lambda part: joints.raw[part].mean(), lambda part: joints.oks[part].mean(), len,
-    ))  # fmt: skip
-    fitted = isotonic_regression(oks, weights=sizes)
-    pairs: list[tuple[float, float]] = []
-    for start, end in zip(fitted.blocks[:-1], fitted.blocks[1:], strict=True):
-        pair = float(np.average(raw[start:end], weights=sizes[start:end])), float(fitted.x[start])
-        if not pairs or pair[0] > pairs[-1][0]:
-            pairs.append((round(pair[0], 6), round(min(max(pair[1], 0.0), 1.0), 6)))
-    if len(pairs) == 1:  # scores say nothing about what joints are worth: every joint gets the mean
-        return (0.0, pairs[0][1]), (1.0, pairs[0][1])
-    return tuple(pairs)
+def fit_table(joints: ScoredJoints, skeleton: Skeleton) -> Table:
+    """`HeatmapCodec.calibration`; kinds of joints that are too rarely labelled get the map of all joints."""
+    everything = _fit(joints.raw, joints.oks)
+    kind = np.minimum(np.arange(len(skeleton)), skeleton.swaps)
+    rows = {}
+    for index in np.unique(kind):
+        alike = kind[joints.joint] == index
+        enough = alike.sum() >= 2 * GROUP_SIZE
+        rows[index] = _fit(joints.raw[alike], joints.oks[alike]) if enough else everything
+    return tuple(rows[index] for index in kind)
 
 
-def apply_pairs(pairs: Pairs, scores: np.ndarray) -> np.ndarray:
-    """Calibrated scores of the same shape, exactly as `HeatmapCodec.decode` gives them."""
-    codec = HeatmapCodec((4, 4), 1.0, calibration=pairs)
-    return codec.calibrate(torch.from_numpy(np.asarray(scores))).numpy()
+def _fit(raw: np.ndarray, oks: np.ndarray) -> tuple[float, ...]:
+    """(STEPS + 1,) calibrated scores at 0 ... 1 of the isotonic map, through 0 and level at the upper end."""
+    parts = np.array_split(np.argsort(raw, kind="stable"), max(2, min(GROUPS, len(raw) // GROUP_SIZE)))
+    sizes = np.array([len(part) for part in parts])
+    means = np.array([(raw[part].mean(), oks[part].mean()) for part in parts])
+    fitted = isotonic_regression(means[:, 1], weights=sizes)
+    # one knot for each run of groups that were made equal, so that the map rises on its way past them
+    starts = fitted.blocks[:-1]
+    knots = np.add.reduceat(means[:, 0] * sizes, starts) / np.add.reduceat(sizes, starts)
+    # a raw 0 is worth nothing: joints out of sight are not labelled, so nothing was measured there
+    knots, levels = np.concatenate([[-1e-9], knots]), np.concatenate([[0.0], fitted.x[starts]])
+    values = np.interp(np.linspace(0, 1, STEPS + 1), knots, levels).clip(0, 1)
+    return tuple(round(float(value), 4) for value in values)
 
 
-def cross_validated(joints: ScoredJoints, seed: int = 0) -> np.ndarray:
+def apply_table(table: Table, joints: ScoredJoints) -> np.ndarray:
+    """(M,) float64 calibrated scores, exactly as `HeatmapCodec.decode` gives them."""
+    codec = HeatmapCodec((4, 4), 1.0, calibration=table)
+    everyone = torch.from_numpy(joints.raw)[:, None].expand(-1, len(table))
+    return np.asarray(codec.calibrate(everyone).numpy()[np.arange(len(joints)), joints.joint])
+
+
+def cross_validated(joints: ScoredJoints, skeleton: Skeleton, seed: int = 0) -> np.ndarray:
     """(M,) calibrated scores, each by a map fitted on the half of the pictures that its own is not in."""
     names = np.unique(joints.picture)
     first = np.random.default_rng(seed).permutation(names)[: len(names) // 2]
     in_first = np.isin(joints.picture, first)
     scores = np.empty(len(joints))
     for half in (in_first, ~in_first):
-        scores[half] = apply_pairs(fit_pairs(joints.subset(~half)), joints.raw[half])
+        scores[half] = apply_table(fit_table(joints.subset(~half), skeleton), joints.subset(half))
     return scores
 
 
-def fit_calibration(joints: ScoredJoints, data: str) -> Calibration | None:
+def fit_calibration(joints: ScoredJoints, skeleton: Skeleton, data: str, *, flip_test: bool) -> Calibration | None:
     """The map for a package's card; None where labels are too few, or where it does not lower the error.
 
     Args:
@@ -126,10 +140,12 @@ def fit_calibration(joints: ScoredJoints, data: str) -> Calibration | None:
     if len(joints) < LEAST or pictures < 2:
         return None
     before = Reliability.of(joints.raw, joints.oks).error
-    after = Reliability.of(cross_validated(joints), joints.oks).error
+    after = Reliability.of(cross_validated(joints, skeleton), joints.oks).error
     if after >= before:
         return None
+    table = fit_table(joints, skeleton)
     return Calibration(
-        method="isotonic", pairs=list(fit_pairs(joints)), data=data, pictures=pictures, joints=len(joints), bins=BINS,
+        method="isotonic", table={joint: list(row) for joint, row in zip(skeleton.joints, table, strict=True)},
+        data=data, flip_test=flip_test, pictures=pictures, joints=len(joints), bins=BINS,
         error_before=round(before, 4), error_after=round(after, 4),
     )  # fmt: skip

@@ -51,13 +51,13 @@ def publish_run(
     state = load_checkpoint(checkpoint)
     config = TrainConfig.model_validate(state["config"])
     size = size or reached_size(config, state["samples"])
-    joints = len(SKELETONS[config.skeleton])
+    count = len(SKELETONS[config.skeleton])
     people = training_people(config, data)
     now = datetime.datetime.now(datetime.UTC)
     fields = {
         "name": config.name,
         "version": now.strftime("%Y.%m.%d") + f"-{state['samples'] // 1000}k",
-        "architecture": Architecture(name=config.network, joints=joints, switches=config.switches),
+        "architecture": Architecture(name=config.network, joints=count, switches=config.switches),
         "input_size": size,
         "skeleton": config.skeleton,
         "codec": Codec(sigma=config.sigma_at(size), activation=config.activation),
@@ -84,10 +84,11 @@ def publish_run(
         package = load_package(str(trial))
         engine = TorchEngine(package)
         chief = find(package, config.validation, data, engine)
-        calibration = fit_calibration(ScoredJoints.of(chief.people, chief.raw, package.skeleton), chief.entry.name)
+        joints = ScoredJoints.of(chief.people, chief.raw, package.skeleton)
+        calibration = fit_calibration(joints, package.skeleton, chief.entry.name, flip_test=chief.flip_test)
         log.info(_describe(calibration))
-        pairs = tuple(calibration.pairs) if calibration else ()
-        package = replace(package, codec=replace(package.codec, calibration=pairs))
+        rows = calibration.rows(package.skeleton) if calibration else ()
+        package = replace(package, codec=replace(package.codec, calibration=rows))
         report = [chief.evaluate(package.codec, package.skeleton)]
         if not force:
             refuse_worse(target, report[0], package.skeleton, config.validation, data)

@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from model.package import Package
-from training.calibration import LEAST, Reliability, ScoredJoints, apply_pairs, cross_validated
+from training.calibration import LEAST, Reliability, ScoredJoints, apply_table, cross_validated
 from training.config import ConfigError
 from training.measuring import Found
 
@@ -56,10 +56,10 @@ def _draw(panel: Axes, found: Found, package: Package) -> None:
 def _calibrated(joints: ScoredJoints, found: Found, package: Package) -> tuple[np.ndarray | None, str]:
     calibration = package.card.calibration
     if calibration is not None and calibration.data != found.entry.name:
-        return apply_pairs(tuple(calibration.pairs), joints.raw), f"calibrated on {calibration.data}"
+        return apply_table(calibration.rows(package.skeleton), joints), f"calibrated on {calibration.data}"
     if len(joints) < LEAST or len(np.unique(joints.picture)) < 2:
         return None, ""
-    return cross_validated(joints), "calibrated, cross-validated"
+    return cross_validated(joints, package.skeleton), "calibrated, cross-validated"
 
 
 def _line(panel: Axes, line: Reliability, color: str, name: str) -> None:
