@@ -1,6 +1,7 @@
 """A running server takes new packages: nobody's request is lost, and each is answered by one package alone."""
 
 import gc
+import http.client
 import json
 import logging
 import os
@@ -8,6 +9,7 @@ import pty
 import shutil
 import signal
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -192,6 +194,28 @@ def test_a_request_is_answered_by_the_package_it_began_with(
         assert pose_threads() == threads + 1
         gate.opened.set()
         assert [answered_by(request) for request in early] == [(200, "1")] * 2
+    wait_until(lambda: pose_threads() == threads)
+
+
+def test_a_request_whose_body_is_still_arriving_keeps_its_package(
+    start: Callable[..., Running], packages: dict[str, Path], folder: Path
+) -> None:
+    server = start(model=str(folder))
+    threads = pose_threads()
+    connection = http.client.HTTPConnection("127.0.0.1", server.port)
+    connection.putrequest("POST", "/pose")
+    connection.putheader("Content-Type", "image/png")
+    connection.putheader("Content-Length", str(len(PNG)))
+    connection.endheaders(PNG[:100])
+    wait_until(lambda: server.service.shared.users == 1)
+    publish(packages["2"], folder)
+    server.reloader.ask()
+    wait_until(lambda: version(server) == "2")
+    time.sleep(0.2)  # in which it could be closed too early
+    connection.send(PNG[100:])
+    response = connection.getresponse()
+    assert (response.status, json.load(response)["model"]["version"]) == (200, "1")
+    connection.close()
     wait_until(lambda: pose_threads() == threads)
 
 
