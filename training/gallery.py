@@ -12,6 +12,9 @@ from training.people import read_picture
 from training.sheets import TILE, caption, draw_joints, write_sections
 
 SHOWN = 24
+LEAST_JOINTS = (
+    5  # people with fewer labelled joints are shown only where nobody has more: most of them are out of sight
+)
 
 
 def write_gallery(path: Path, found: Found, package: Package, shown: int = SHOWN) -> Path:
@@ -28,14 +31,17 @@ def write_gallery(path: Path, found: Found, package: Package, shown: int = SHOWN
     areas = np.array([person.area for person in people])
     oks = person_oks(keypoints, truth, labelled, areas, np.array(package.skeleton.sigmas))
     everything = np.ones(len(package.skeleton))
+    well_labelled = labelled.sum(1) >= LEAST_JOINTS
+    if not well_labelled.any():
+        well_labelled[:] = True
     tiles = []
-    for index in np.argsort(oks, kind="stable")[:shown]:
+    for index in np.argsort(np.where(well_labelled, oks, np.inf), kind="stable")[: min(shown, well_labelled.sum())]:
         person = people[index]
         affine = Region.around(person.box, TILE, package.card.padding).affine(TILE)
         crop = cut(read_picture(person.picture), affine, TILE)
         label = draw_joints(crop, transform(person.keypoints, affine), labelled[index], package.skeleton)
         guess = draw_joints(crop, transform(keypoints[index], affine), everything, package.skeleton)
-        lines = f"OKS {oks[index]:.2f}, {labelled[index].sum()} joints", f"id {person.annotation}: label"
+        lines = f"OKS {oks[index]:.2f}, id {person.annotation}", f"label: {labelled[index].sum()} joints"
         tiles += [caption(label, lines, 2), caption(guess, ("", "found"), 2)]
     heading = (
         f"{package.card.name} {package.card.version} on {found.entry.name}: the lowest OKS, label left, found right"
