@@ -115,7 +115,7 @@ def _receive(client: httpx.Client, archive: Archive, partial: Path, tick: Tick) 
             file.seek(start)
             file.truncate()
             at = start
-            for block in response.iter_raw(BLOCK):
+            for block in response.iter_raw():
                 at += file.write(block)
                 tick(f"downloading {archive.name}", at, total)
     if total is not None and _length(partial) != total:

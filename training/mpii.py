@@ -75,7 +75,8 @@ def read_mat(path: Path, images: Path, set_index: int) -> LabelledSet:
     from scipy.io.matlab import MatReadError
 
     try:
-        release = loadmat(path, simplify_cells=True, variable_names=["RELEASE"])["RELEASE"]
+        with path.open("rb") as stream:
+            release = loadmat(stream, simplify_cells=True, variable_names=["RELEASE"])["RELEASE"]
         pictures = _structs(release["annolist"])
         training = np.atleast_1d(release["img_train"]).ravel()
     except FileNotFoundError:

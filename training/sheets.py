@@ -16,6 +16,7 @@ from training.pictures import OnePerson
 
 COLUMNS, TILE = 8, (256, 192)  # tiles in a row; (height, width) of one in pixels
 LINE, HEADING = 14, 30  # pixels of a caption's line and of a heading
+LETTERS = 34  # about what a line of a caption holds
 INK, PAPER, FAINT = (235, 235, 235), (24, 24, 28), (170, 170, 175)
 
 

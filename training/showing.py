@@ -1,5 +1,6 @@
 """Pictures of the data: `pose data check`'s sheet of people, and `pose data show`'s of what the network sees."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from training.distributed import Workers
 from training.labels import LabelledSet, Person
 from training.loader import Crops, Draw
 from training.people import keep_crops
-from training.sheets import COLUMNS, TILE, caption, draw_joints, person_tile, skeleton_of, write_sections
+from training.sheets import COLUMNS, LETTERS, TILE, caption, draw_joints, person_tile, skeleton_of, write_sections
 
 RANDOM, SUSPICIOUS = 3 * COLUMNS, 2 * COLUMNS  # people on a sheet: drawn at random, and of each kind of finding
 ALONE = Workers(0, 1, torch.device("cpu"))
@@ -34,7 +35,8 @@ def write_people_sheet(path: Path, labelled: LabelledSet, report: Report, seed: 
     rng = np.random.default_rng(seed)
 
     def tile(person: Person, text: str = "") -> np.ndarray:
-        return caption(person_tile(person, skeleton), [f"{person.annotation}  {person.picture.name}", text], 2)
+        lines = [f"{person.annotation}  {person.picture.name}", *textwrap.wrap(text, LETTERS)]
+        return caption(person_tile(person, skeleton), lines, 3)
 
     chosen = sorted(rng.permutation(len(people))[:RANDOM].tolist())
     sections = [(f"{len(chosen)} of {len(people)} people", [tile(people[index]) for index in chosen])]

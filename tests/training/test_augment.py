@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from model.skeletons import COCO
-from training.augment import half_body, jitter, mirror, sample
+from training.augment import blur, cover, half_body, jitter, mirror, sample
 from training.config import Augmentation
 from training.people import DecodedCrop, Person
 
@@ -92,3 +92,47 @@ def test_colour_changes_keep_shape_and_range() -> None:
     assert all(out.shape == crop.shape and out.dtype == np.uint8 for out in changed)
     assert any((out != crop).any() for out in changed)
     assert any((np.ptp(out.astype(int), axis=2) <= 60).all() for out in changed)  # some are nearly grey
+
+
+@pytest.mark.parametrize("size", [(64, 48), (128, 96), (256, 192)], ids=str)
+def test_blurs_soften_without_moving_anything(size: tuple[int, int]) -> None:
+    ys, xs = np.mgrid[: size[0], : size[1]]
+    spot = (np.hypot(ys - size[0] // 2, xs - size[1] // 2) < 8).astype(np.uint8) * 200
+    crop = np.repeat(spot[..., None], 3, 2)
+    results = [blur(crop, np.random.default_rng(seed)) for seed in range(30)]
+    for result in results:
+        assert result.shape == crop.shape
+        assert result.dtype == np.uint8
+        light = result[..., 0].astype(float)
+        assert (light * xs).sum() / light.sum() == pytest.approx(size[1] // 2, abs=0.05)
+        assert (light * ys).sum() / light.sum() == pytest.approx(size[0] // 2, abs=0.05)
+        assert np.abs(np.diff(light, axis=1)).max() <= np.abs(np.diff(spot.astype(float), axis=1)).max()
+    assert len({result.tobytes() for result in results}) > 5  # kinds, reaches and directions
+
+
+def test_boxes_are_one_to_three_grey_or_noisy_and_leave_most_of_the_crop() -> None:
+    crop = np.full((128, 96, 3), 10, np.uint8)
+    grey = noisy = 0
+    shares = []
+    for seed in range(60):
+        result = cover(crop, np.random.default_rng(seed))
+        changed = (result != crop).any(2)
+        shares.append(changed.mean())
+        colours = np.unique(result[changed], axis=0)
+        grey += len(colours) <= 3
+        noisy += len(colours) > 20
+    assert (crop == 10).all()  # the crop itself is left alone
+    assert grey > 5
+    assert noisy > 5
+    assert min(shares) > 0
+    assert max(shares) < 0.25
+
+
+def test_what_a_sample_draws_depends_on_its_random_numbers_alone() -> None:
+    person, kept = person_on_black(3)
+    everything = Augmentation(photometric=1, blur=1, dropout=1)
+    first, again, other = (
+        sample(person, kept, SIZE, COCO, everything, np.random.default_rng(seed)) for seed in (5, 5, 6)
+    )
+    assert all((a == b).all() for a, b in zip(first, again, strict=True))
+    assert (first[0] != other[0]).any()
