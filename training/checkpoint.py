@@ -1,7 +1,6 @@
 """Checkpoints of a run: written beside and renamed, so that the last one is whole whatever happens."""
 
 import copy
-import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -68,6 +67,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # noqa: BLE001 - PyTorch's reader raises anything on bytes that are no checkpoint
+        reason = (str(error).splitlines() or [""])[0]
+        raise CheckpointError(f"{path} cannot be read, it is damaged or no checkpoint: {reason}") from None
     return state

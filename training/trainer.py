@@ -90,7 +90,7 @@ class Trainer:
             if before != now:
                 raise ConfigError(
                     f"{path} was trained with {key} {before!r}, the configuration says {now!r}: choose another run "
-                    "folder (--run), or start from its package (--init)"
+                    "folder (--output), or start from its package (--init)"
                 )
         self.network.load_state_dict(state["network"])
         self.average.network.load_state_dict(state["average"])

@@ -28,19 +28,23 @@ def warm_start(network: nn.Module, package_name: str, skeleton: Skeleton) -> Non
     """
     package = load_package(package_name)
     source, target = dict(package.network.state_dict()), network.state_dict()
+    unfit = [
+        name
+        for name in source.keys() | target.keys()
+        if name not in source or name not in target or source[name].shape[1:] != target[name].shape[1:]
+    ]
+    if unfit:
+        raise ConfigError(
+            f"init: package {package_name!r} is a {package.card.architecture.name} "
+            f"({package.card.architecture.switches or 'default switches'}), not the configured network: they differ in "
+            f"{len(unfit)} layers, such as {min(unfit)}"
+        )
     mapping = map_joints(package.skeleton.joints, skeleton.joints)
     known = torch.from_numpy(mapping >= 0)
     for name in ("head.weight", "head.bias"):
         fresh = target[name].clone()
         fresh[known] = source[name].to(fresh.device)[mapping[mapping >= 0]]
         source[name] = fresh
-    unfit = [name for name in target if name not in source or source[name].shape != target[name].shape]
-    if unfit or source.keys() - target.keys():
-        raise ConfigError(
-            f"init: package {package_name!r} is a {package.card.architecture.name} "
-            f"({package.card.architecture.switches or 'default switches'}), not the configured network: "
-            f"{', '.join(unfit[:3]) or 'it has more layers'}"
-        )
     network.load_state_dict(source)
     log.info(
         "starting from %s %s, %d of %d joints", package.card.name, package.card.version, known.sum(), len(skeleton)

@@ -1,0 +1,75 @@
+"""Whole processes: killed and resumed, and several that train as one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from training.checkpoint import LATEST, load_checkpoint
+from training.config import TrainConfig
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def configuration(config: TrainConfig, tmp_path: Path) -> Path:
+    """Twenty steps, saved after every one."""
+    fields = config.model_dump(mode="json") | {
+        "phases": [{"input_size": [64, 48], "samples": 80, "batch": 4}],
+        "checkpoint_minutes": 0,
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(fields))
+    return path
+
+
+@pytest.fixture
+def command(configuration: Path) -> list[str]:
+    """`pose train`; options go behind it."""
+    return [str(ROOT / "pose.py"), "train", str(configuration)]
+
+
+@pytest.fixture
+def environment(data: Path) -> dict[str, str]:
+    return {**os.environ, "POSE_DATA": str(data), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def test_a_killed_run_goes_on_bit_for_bit(command: list[str], environment: dict[str, str], tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run([sys.executable, *command, "--output", str(whole)], env=environment, check=True, capture_output=True)
+    with subprocess.Popen(
+        [sys.executable, *command, "--output", str(killed)],
+        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        assert any("saved at sample 40 of 80" in line for line in process.stderr), "the tenth step did not come"
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert 10 <= load_checkpoint(killed / LATEST)["step"] < 20
+    go_on = [sys.executable, *command, "--output", str(killed)]
+    subprocess.run(go_on, env=environment, check=True, capture_output=True)
+    one, other = (load_checkpoint(folder / LATEST) for folder in (whole, killed))
+    assert one["step"] == other["step"] == 20
+    for part in ("network", "average"):
+        assert all(torch.equal(value, other[part][name]) for name, value in one[part].items())
+
+
+def test_two_processes_train_as_one(configuration: Path, environment: dict[str, str]) -> None:
+    losses = []
+    for count in (1, 2):
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+        script = [str(Path(__file__).with_name("print_losses.py")), str(configuration)]
+        finished = subprocess.run(
+            [sys.executable, *launch, *script, "learning_rate=0.003", "warmup_samples=0", "phases.0.batch=16"],
+            env=environment, capture_output=True, text=True, check=False, timeout=200,
+        )  # fmt: skip
+        assert finished.returncode == 0, finished.stderr
+        losses.append(json.loads(finished.stdout))
+    assert losses[0] == pytest.approx(losses[1], rel=2e-3)
+    assert losses[0][0] - losses[0][-1] > 0.05  # it learns, so later losses depend on the earlier steps
