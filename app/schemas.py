@@ -96,8 +96,8 @@ class Keypoint(BaseModel):
     x: float
     y: float
     score: float = Field(
-        description="0 to 1: the object keypoint similarity (OKS) that this place can expect, by the network's own "
-        "belief; not calibrated."
+        description="0 to 1: the object keypoint similarity (OKS) that this place can expect. Calibrated by what was "
+        "measured on labelled people where `/model` shows a `calibration`, else the network's own belief."
     )
 
 

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from app.errors import OverloadError
 from app.schemas import ErrorResponse
 from app.service import Service
-from model.package import DataSet, Evaluation
+from model.package import Calibration, DataSet, Evaluation
 
 router = APIRouter()
 
@@ -40,6 +40,10 @@ class ModelResponse(BaseModel):
     threads: int
     data: list[DataSet]
     evaluation: list[Evaluation]
+    calibration: Calibration | None = Field(
+        description="How keypoint scores were calibrated, and their expected error; null where they are as the network "
+        "gives them."
+    )
     notes: list[str] = Field(description="What was asked for and is not used, and why.")
 
 
@@ -85,6 +89,7 @@ async def show_model(request: Request) -> ModelResponse:
         threads=runtime.threads,
         data=card.data,
         evaluation=card.evaluation,
+        calibration=card.calibration,
         notes=[*pipeline.choice.notes, *service.notes],
     )
 
