@@ -111,7 +111,8 @@ def blur(crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     along = np.array([np.cos(angle), np.sin(angle)]) * reach
     start, end = (tuple(int(v) for v in np.round(reach + sign * along)) for sign in (-1, 1))
     kernel = cv2.line(np.zeros((width, width), np.float32), start, end, 1.0)
-    kernel = kernel + kernel[::-1, ::-1]  # a drawn line is not symmetric to the pixel, and a blur must not move anything
+    # a drawn line is not symmetric to the pixel, and a blur must not move anything
+    kernel = kernel + kernel[::-1, ::-1]
     return cv2.filter2D(crop, -1, kernel / kernel.sum())
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 
 from model.skeletons import mirror_name
 from training.config import ConfigError
+from training.crops import PackedCrop
 from training.labels import LabelledSet, Person
 from training.packs import joint_counts
 
@@ -80,11 +81,14 @@ def check_set(labelled: LabelledSet, tick: Callable[[int, int], object] = lambda
         tick: called with the number of pictures done and of all.
     """
     pictures = sorted({person.picture for person in labelled.people})
-    packed = {person.picture: person for person in labelled.people if person.packed}
+    packed: dict[Path, list[PackedCrop]] = {}
+    for person in labelled.people:
+        if person.packed is not None:
+            packed.setdefault(person.picture, []).append(person.packed)
     broken: dict[str, str] = {}
     sizes: dict[Path, tuple[int, int]] = {}
     with ThreadPoolExecutor(4) as pool:
-        results = pool.map(lambda path: _open(path, packed.get(path)), pictures)
+        results = pool.map(lambda path: _open(path, packed.get(path, [])), pictures)
         for done, (path, result) in enumerate(zip(pictures, results, strict=True), 1):
             if isinstance(result, str):
                 broken[str(path)] = result
@@ -97,11 +101,11 @@ def check_set(labelled: LabelledSet, tick: Callable[[int, int], object] = lambda
     return Report(len(labelled.people), len(pictures), joint_counts(labelled), broken, findings)
 
 
-def _open(path: Path, person: Person | None) -> tuple[int, int] | str | None:
-    """(width, height) of a picture as training sees it, or why it cannot be read; None for a crop that can."""
-    if person is not None and person.packed is not None:
+def _open(path: Path, packed: list[PackedCrop]) -> tuple[int, int] | str | None:
+    """(width, height) of a picture as training sees it, or why it cannot be read; None for crops that all can."""
+    if packed:
         try:
-            return None if person.packed.pixels.size else "empty"
+            return None if all(crop.pixels.size for crop in packed) else "empty"
         except ConfigError as error:
             return str(error)
     try:

@@ -121,8 +121,9 @@ def check(options: argparse.Namespace) -> Answer:
         if count > len(chosen):
             lines.append(f"    and {count - len(chosen)} more (--json FILE has all)")
     if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps({"set": data.name, **report.as_json()}, indent=2) + "\n")
-    if options.sheet:
+    if options.sheet and len(report.broken) < report.pictures:
         from training.showing import write_people_sheet
 
         write_people_sheet(options.sheet, labelled, report)

@@ -170,8 +170,9 @@ def broken(data: Path, tmp_path: Path) -> Path:
 def test_missing_pictures_and_pictures_that_end_early_are_broken(
     broken: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = broken / "found.json"
-    assert pose.main(["data", "check", str(broken / "people.json"), "--json", str(output)]) == 1
+    output = broken / "new" / "found.json"
+    arguments = ["--json", str(output), "--sheet", str(broken / "none.jpg")]  # there is nobody left to draw
+    assert pose.main(["data", "check", str(broken / "people.json"), *arguments]) == 1
     shown = capsys.readouterr().out
     assert "people: 5 people in 2 pictures" in shown
     assert "broken pictures: 2" in shown
@@ -202,7 +203,11 @@ def test_a_pack_is_checked_by_its_crops(data: Path, data_set: DataSet, tmp_path:
     entry = DataSet(name="packed", annotations=str(tmp_path / "pack"), licence="x")
     assert check_set(read_set(entry, tmp_path)).broken == {}  # its pictures are not there
     shard = tmp_path / "pack" / "crops-000000.tar"
-    shard.write_bytes(b"\0" * shard.stat().st_size)
+    first = read_set(entry, tmp_path).people[0].packed
+    assert first is not None
+    content = bytearray(shard.read_bytes())
+    content[first.offset : first.offset + first.length] = bytes(first.length)
+    shard.write_bytes(content)
     report = check_set(read_set(entry, tmp_path))
-    assert len(report.broken) == 2
-    assert "is damaged: no picture at byte" in next(iter(report.broken.values()))
+    assert [Path(path).name for path in report.broken] == ["bus.jpg"]  # others of that picture are whole
+    assert f"is damaged: no picture at byte {first.offset}" in next(iter(report.broken.values()))
