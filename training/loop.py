@@ -27,11 +27,11 @@ from model.errors import UserError
 from training.checkpoint import LATEST, TRUNK
 from training.config import ConfigError, Phase, TrainConfig
 from training.distributed import join_workers
-from training.evaluation import LabelledCrops, oks_ap, pck, predict
+from training.evaluation import LabelledCrops, predict, score_people
 from training.loader import Crops, loader
 from training.people import Person, keep_crops, read_people
 from training.pictures import write_sheet
-from training.summary import add_row, draw_summary
+from training.summary import FIGURES, add_row, draw_summary
 from training.trainer import PRECISIONS, Trainer, normalise
 
 SHOWN = 32  # people on the sheet of predictions
@@ -145,8 +145,9 @@ class Session:
     def _show(self, phase: Phase, speed: "Speed") -> None:
         trainer = self.trainer
         size, rate = f"{phase.input_size[0]}x{phase.input_size[1]}", speed.text(trainer.samples)
-        ap = f" AP {self.figures['AP']:.1f}" if "AP" in self.figures else ""
-        self.progress.update(self.task, completed=trainer.samples, note=f"{size} {rate} loss {self.loss:.3f}{ap}")
+        figure = next((f"{name} {self.figures[name]:.1f}" for name in FIGURES if name in self.figures), "")
+        note = f"{size} {rate} loss {self.loss:.3f} {figure}"
+        self.progress.update(self.task, completed=trainer.samples, note=note)
         if trainer.step % 20 == 0:
             scalars = {"loss": self.loss, "learning rate": trainer.rate, **speed.figures(trainer.samples)}
             for name, value in scalars.items():
@@ -211,11 +212,7 @@ def validate(trainer: Trainer, labelled: LabelledCrops, codec: HeatmapCodec, dat
     found = predict(engine, labelled, codec, trainer.skeleton, flip_test=True)
     chosen = np.linspace(0, len(labelled.people) - 1, min(SHOWN, len(labelled.people))).astype(int).tolist()
     write_sheet(trainer.run / "pictures" / f"{trainer.samples:09d}.jpg", labelled, found, trainer.skeleton, chosen)
-    truth = data / config.validation.annotations
-    return {
-        **oks_ap(truth, labelled.people, found, trainer.skeleton),
-        **pck(labelled.people, found, trainer.skeleton),
-    }
+    return score_people(data / config.validation.annotations, labelled.people, found, trainer.skeleton).metrics
 
 
 def training_people(config: TrainConfig, data: Path) -> list[Person]:
