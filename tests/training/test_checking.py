@@ -69,6 +69,7 @@ def seen(report: Report) -> list[tuple[str, int | None]]:
         pytest.param(swapped("ankle"), id="feet crossed"),
         pytest.param({joint: BODY[joint] for joint in ("nose", "left_eye", "left_shoulder")}, id="three joints"),
         pytest.param({joint: ((x - 300) * 0.1 + 300, y) for joint, (x, y) in BODY.items()}, id="from the side"),
+        pytest.param(body(left_hip=(292, 225), right_hip=(308, 225)), id="hips turned a little beyond the side"),
     ],
 )
 def test_likely_bodies_raise_no_suspicion(tmp_path: Path, likely: dict[str, tuple[float, float]]) -> None:

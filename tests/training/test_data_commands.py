@@ -9,10 +9,13 @@ import pytest
 import yaml
 
 import pose
+from model.skeletons import COCO
 from training.config import ConfigError, DataSet, TrainConfig
 from training.data_commands import find_set
-from training.people import read_people
-from training.showing import write_training_sheet
+from training.loader import Crops, Draw
+from training.people import keep_crops, read_people
+from training.sheets import draw_joints
+from training.showing import ALONE, write_training_sheet
 
 
 @pytest.fixture
@@ -95,6 +98,18 @@ def test_the_network_is_shown_what_it_sees_phase_by_phase(
     red = (targets[..., 2].astype(int) - targets[..., 0] > 100).mean()
     assert 0.01 < red < 0.8  # the targets glow red on grey
     assert (picture[:rows] != picture[rows : 2 * rows]).any()
+
+
+def test_the_first_tile_is_the_first_crop_of_a_run(config: TrainConfig, data: Path, tmp_path: Path) -> None:
+    config = config.model_copy(update={"seed": 2})
+    people = read_people(config.data[0], data, "coco17")
+    size = config.phases[0].input_size
+    person, number = next(iter(Draw(np.ones(5), 4, config.seed, 0, ALONE)))[0]
+    crops = Crops(people, keep_crops(people, config.phases[1].input_size), size, COCO, config.augmentation, config.seed)
+    crop, keypoints, weights, _ = crops[person, number]
+    tile = draw_joints(cv2.resize(crop, (192, 256), interpolation=cv2.INTER_CUBIC), keypoints * 4 + 1.5, weights, COCO)
+    write_training_sheet(tmp_path / "seen.png", config, people, 4)
+    assert np.array_equal(cv2.imread(str(tmp_path / "seen.png"), cv2.IMREAD_COLOR_RGB)[30:286, :192], tile)
 
 
 def test_the_sheet_depends_on_the_seed_alone(config: TrainConfig, data: Path, tmp_path: Path) -> None:

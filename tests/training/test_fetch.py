@@ -157,6 +157,14 @@ def test_a_cut_line_costs_only_the_bytes_that_did_not_come(server: Server, tmp_p
     assert asked == [(None, None), ("bytes=100000-", '"one"'), ("bytes=150000-", '"one"')]
 
 
+def test_a_line_that_breaks_often_is_no_error_as_long_as_bytes_come(server: Server, tmp_path: Path) -> None:
+    archive = pictures(server)
+    server.cuts = [30_000] * 8
+    fetch.fetch([archive], tmp_path)
+    assert files(tmp_path) == WHOLE
+    assert len(server.requests) == 9
+
+
 def test_a_later_call_goes_on_where_the_line_stayed_cut(server: Server, tmp_path: Path) -> None:
     archive = pictures(server)
     server.cuts, server.statuses = [100_000], [200, *[503] * 4]
