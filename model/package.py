@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -83,7 +83,7 @@ class Calibration(_Record):
     """The map from raw keypoint scores to the OKS that was measured at them, and what it is worth."""
 
     method: Literal["isotonic"]
-    table: dict[str, list[float]] = Field(
+    table: dict[str, list[Annotated[float, Field(ge=0, le=1)]]] = Field(
         description="per joint, the calibrated scores at raw scores 0 ... 1 in equal steps; straight lines between them"
     )
     data: str

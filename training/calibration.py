@@ -22,7 +22,7 @@ from training.people import Person
 
 BINS = 15  # of the calibration error
 STEPS = 20  # of the map: raw scores 0, 0.05 ... 1
-GROUPS, GROUP_SIZE = 8, 50  # joints of like score are averaged first: at most this many groups, none smaller
+GROUPS, GROUP_SIZE = 20, 50  # joints of like score are averaged first: at most this many groups, none smaller
 LEAST = 200  # labelled joints; with fewer, scores stay as they are
 
 Table = tuple[tuple[float, ...], ...]

@@ -139,7 +139,8 @@ def match(
         scores: (N,) of the people.
     """
     content = read_json(annotations)
-    rows = np.concatenate([predictions.keypoints, predictions.scores[..., None]], 2).reshape(len(images), -1)
+    rows = np.concatenate([predictions.keypoints, predictions.scores[..., None]], 2)
+    rows = rows.reshape(len(images), 3 * len(skeleton))
     results = [
         {"image_id": int(image), "category_id": 1, "keypoints": row.tolist(), "score": float(score)}
         for image, row, score in zip(images, rows, scores, strict=True)

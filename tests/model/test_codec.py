@@ -108,3 +108,44 @@ def test_impossible_codecs_are_refused(size: tuple[int, int], sigma: float) -> N
 def test_default_sigma_is_hrnets() -> None:
     assert [default_sigma(size) for size in [(256, 192), (384, 288), (256, 256)]] == [2.0, 3.0, 2.0]
     assert np.isclose(default_sigma((128, 96)), 1.0)
+
+
+def test_calibrated_scores_lie_on_the_lines_of_their_joints_table() -> None:
+    table = ((0.0, 0.2, 1.0), (0.1, 0.1, 0.5))  # at raw scores 0, 0.5 and 1
+    codec = HeatmapCodec((64, 48), 1.0, calibration=table)
+    raw = torch.tensor([[0.25, 0.25], [0.5, 0.5], [0.75, 0.75], [0.0, 0.0], [1.0, 1.0]])
+    wanted = torch.tensor([[0.1, 0.1], [0.2, 0.1], [0.6, 0.3], [0.0, 0.1], [1.0, 0.5]])
+    torch.testing.assert_close(codec.calibrate(raw), wanted)
+
+
+def test_decoding_calibrates_the_scores_and_leaves_the_places() -> None:
+    plain = codec_of((64, 48))
+    codec = HeatmapCodec((64, 48), plain.sigma, calibration=((0.0, 0.5),) * 3)
+    heatmaps = torch.rand(2, 3, 16, 12, generator=torch.Generator().manual_seed(0))
+    places, scores = codec.decode(heatmaps)
+    raw_places, raw_scores = plain.decode(heatmaps)
+    assert torch.equal(places, raw_places)
+    torch.testing.assert_close(scores, raw_scores / 2)
+    assert codec.decode(heatmaps[:0])[1].shape == (0, 3)
+
+
+@given(scores=st.lists(st.floats(0, 1, width=32), min_size=2, max_size=30))
+@settings(deadline=None)
+def test_calibrated_scores_never_fall_where_raw_ones_rise(scores: list[float]) -> None:
+    codec = HeatmapCodec((64, 48), 1.0, calibration=((0.0, 0.3, 0.3, 0.35, 0.9),))
+    calibrated = codec.calibrate(torch.tensor(sorted(scores))[:, None])
+    assert (calibrated.diff(dim=0) >= -1e-6).all()
+    assert ((calibrated >= 0) & (calibrated <= 1)).all()
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        pytest.param(((0.0, 0.5), (0.5, 0.4)), id="falls"),
+        pytest.param(((0.0, 0.5), (0.5,)), id="not equally long"),
+        pytest.param(((0.5,),), id="one step"),
+    ],
+)
+def test_a_calibration_that_is_no_rising_table_is_refused(table: tuple[tuple[float, ...], ...]) -> None:
+    with pytest.raises(ValueError, match="calibration must hold"):
+        HeatmapCodec((64, 48), 1.0, calibration=table)

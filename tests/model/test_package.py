@@ -2,16 +2,20 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from model.errors import PackageError
+from model.inference import PixelNetwork, estimate
 from model.networks import build
 from model.package import BUNDLED, CARD, WEIGHTS, bundled_packages, find_package, load_package, read_card, write_package
+from model.skeletons import COCO
 
 
 @pytest.fixture
@@ -44,8 +48,9 @@ def test_a_package_gives_back_the_network_to_half_precision(tmp_path: Path, netw
     assert package.card == card == read_card(tmp_path / "tiny")
     assert package.codec.input_size == (64, 48)
     assert not package.network.training
+    state = network.state_dict()
     for name, tensor in package.network.state_dict().items():
-        torch.testing.assert_close(tensor, network.state_dict()[name], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(tensor, state[name], rtol=1e-3, atol=1e-4)
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
 
 
@@ -124,3 +129,58 @@ def test_the_bundled_pose_package_is_whole() -> None:
     assert package.card.architecture.name == "sdhrnet_w32"
     assert (BUNDLED / "sdhrnet_w32_coco" / WEIGHTS).stat().st_size < 40e6
     assert any(entry.data == "coco-val" for entry in package.card.evaluation)
+
+
+CALIBRATION = {
+    "method": "isotonic", "table": {joint: [0.0, 0.5] for joint in COCO.joints}, "data": "a-set", "flip_test": True,
+    "pictures": 10, "joints": 500, "bins": 15, "error_before": 0.1, "error_after": 0.02,
+}  # fmt: skip
+
+
+def test_a_calibrated_package_serves_calibrated_scores(tmp_path: Path, network: nn.Module) -> None:
+    write_package(tmp_path / "tiny", fields(calibration=CALIBRATION), network.state_dict())
+    package = load_package(str(tmp_path / "tiny"))
+    crops = np.random.default_rng(0).integers(0, 256, (2, 64, 48, 3), np.uint8)
+    pixels = PixelNetwork(package.network, package.card)
+
+    @torch.inference_mode()
+    def engine(crops: np.ndarray) -> torch.Tensor:
+        heatmaps: torch.Tensor = pixels(torch.from_numpy(crops))
+        return heatmaps
+
+    plain = replace(package.codec, calibration=())
+    _, scores = estimate(engine, crops, package.codec, package.skeleton, flip_test=True)
+    _, raw = estimate(engine, crops, plain, package.skeleton, flip_test=True)
+    assert raw.max() > 0
+    np.testing.assert_allclose(scores, raw / 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"nose": [0.0, 0.5]}, "calibration lacks left_ankle"),
+        ({**CALIBRATION["table"], "nose": [0.5, 0.4]}, "calibration must hold"),  # type: ignore[dict-item]
+        ({**CALIBRATION["table"], "nose": [0.0, 1.5]}, "less than or equal to 1"),  # type: ignore[dict-item]
+    ],
+)
+def test_a_calibration_that_does_not_fit_is_named(
+    tmp_path: Path, network: nn.Module, table: dict[str, list[float]], message: str
+) -> None:
+    write_package(tmp_path / "tiny", fields(calibration=CALIBRATION), network.state_dict())
+    path = tmp_path / "tiny" / CARD
+    card = json.loads(path.read_text())
+    card["calibration"]["table"] = table
+    path.write_text(json.dumps(card))
+    with pytest.raises(PackageError, match=message):
+        load_package(str(tmp_path / "tiny"))
+
+
+def test_cards_from_before_intervals_and_calibration_are_read(tmp_path: Path, network: nn.Module) -> None:
+    old = {"data": "a", "pictures": 1, "people": 2, "boxes": "ground truth", "flip_test": True, "metrics": {"AP": 1.0}}
+    write_package(tmp_path / "tiny", fields(evaluation=[old], calibration=None), network.state_dict())
+    path = tmp_path / "tiny" / CARD
+    card = json.loads(path.read_text())
+    del card["evaluation"][0]["intervals"], card["evaluation"][0]["notes"]
+    path.write_text(json.dumps(card))
+    [entry] = read_card(tmp_path / "tiny").evaluation
+    assert (entry.metrics, entry.intervals, entry.notes) == ({"AP": 1.0}, {}, [])
