@@ -100,7 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--box-score", type=float, help="least score of a detected box (default: the service's; 0 for a file)"
     )
     sub.add_argument("--engine", default="torch", help="torch or openvino (default: torch in float32, the reference)")
-    sub.add_argument("--no-flip-test", action="store_true")
+    sub.add_argument("--no-flip-test", action="store_true", help="leave out the mirrored crops, as the service does")
     sub.add_argument(
         "--gallery", type=Path, metavar="FOLDER", help="draw the people of the lowest OKS into this folder"
     )
@@ -194,12 +194,17 @@ def validate(options: argparse.Namespace) -> int:
 
 def publish(options: argparse.Namespace) -> int:
     """`pose publish`."""
-    from model.package import BUNDLED
+    from rich.console import Console
+
+    from model.package import BUNDLED, read_card
     from training.config import data_folder
     from training.publishing import parse_size, publish_run
+    from training.report import build_report
 
     size = parse_size(options.size) if options.size else None
     folder = publish_run(options.folder, data_folder(), options.output or BUNDLED, size, force=options.force)
+    card = read_card(folder)
+    Console().print(build_report(card, "torch", card.evaluation))
     print(f"published {folder}")
     return 0
 

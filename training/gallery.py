@@ -41,10 +41,10 @@ def write_gallery(path: Path, found: Found, package: Package, shown: int = SHOWN
         crop = cut(read_picture(person.picture), affine, TILE)
         label = draw_joints(crop, transform(person.keypoints, affine), labelled[index], package.skeleton)
         guess = draw_joints(crop, transform(keypoints[index], affine), everything, package.skeleton)
-        lines = f"OKS {oks[index]:.2f}, id {person.annotation}", f"label: {labelled[index].sum()} joints"
+        lines = f"OKS {oks[index]:.2f}, id {person.annotation}", f"labelled: {labelled[index].sum()} joints"
         tiles += [caption(label, lines, 2), caption(guess, ("", "found"), 2)]
-    heading = (
-        f"{package.card.name} {package.card.version} on {found.entry.name}: the lowest OKS, label left, found right"
-    )
+    name = f"{package.card.name} {package.card.version}"
+    least = labelled[well_labelled].sum(1).min()
+    heading = f"{name} on {found.entry.name}: lowest OKS of people with {least} labelled joints or more"
     write_sections(path, [(heading, tiles)])
     return path

@@ -31,7 +31,7 @@ def draw_reliability(path: Path, found: Sequence[Found], package: Package) -> No
     for panel, one in zip(panels, found, strict=True):
         _draw(panel, one, package)
     flip = "flip test" if found[0].flip_test else "no flip test"
-    figure.suptitle(f"{package.card.name} {package.card.version}: keypoint scores, {flip}")
+    figure.suptitle(f"{package.card.name} {package.card.version}\nkeypoint scores, {flip}")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         figure.savefig(path, dpi=110)
