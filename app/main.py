@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import multiprocessing
 import os
 import signal
 import time
@@ -113,7 +114,9 @@ def serve(settings: Settings) -> int:
     _handle_hangup(server, reloader)  # before loading: a package may be replaced meanwhile
     service.open(load(settings))
     server.run()
-    if reloader.loading:  # that cannot be interrupted, and nobody waits for it any more
+    if reloader.loading:  # a thread cannot be interrupted, and nobody waits for it any more
+        for process in multiprocessing.active_children():
+            process.terminate()
         os._exit(0)
     return 0
 

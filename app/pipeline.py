@@ -19,7 +19,7 @@ import torch
 from app.batching import Batcher, Done
 from app.commons import Commons
 from app.detector import Boxes, Choice, Scores, choose_detector
-from app.engines import Runtime, choose_runtime, create_pose_engine
+from app.engines import Runtime, choose_runtime, convert_apart, create_pose_engine
 from app.errors import DeadlineError, RequestError
 from app.images import Picture, decode, encode
 from app.metrics import Metrics
@@ -78,12 +78,13 @@ class Pipeline:
         return cls(settings, package, engine, runtime, choice)
 
     def renew(self) -> "Pipeline":
-        """The pose package as its folder holds it now, on the same runtime and with the same detector. Not checked yet.
+        """The pose package as its folder holds it now, on the same runtime and with the same detector. Not warm yet.
 
         Raises:
-            PackageError: the package is missing or damaged.
+            PackageError: the package is missing or damaged, or cannot be converted for the engine.
         """
         package = load_package(self.settings.model)
+        convert_apart(self.settings.model, self.runtime, self.settings.cache_folder)
         engine = create_pose_engine(package, self.runtime, self.settings.cache_folder)
         return Pipeline(self.settings, package, engine, self.runtime, self.choice)
 

@@ -2,8 +2,10 @@
 
 import hashlib
 import logging
+import multiprocessing
 import os
 import re
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,8 +17,9 @@ import model
 from app.engines.openvino import OpenVINOEngine, has_bf16
 from app.engines.torch import Float32Head, TorchEngine
 from app.settings import Settings, SettingsError
+from model.errors import PackageError
 from model.inference import Engine, PixelNetwork
-from model.package import Package
+from model.package import Package, load_package
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +89,34 @@ def create_pose_engine(package: Package, runtime: Runtime, cache: Path) -> Engin
     example = torch.zeros(2, *package.card.input_size, 3, dtype=torch.uint8)
     network = PixelNetwork(package.network, package.card)
     return create_engine(network, example, package.card.sha256, runtime, cache, EXACT)
+
+
+def convert_apart(name_or_path: str, runtime: Runtime, cache: Path) -> None:
+    """Convert a pose package for its engine in a process of its own; `create_pose_engine` finds it in the cache then.
+
+    Converting for OpenVINO holds Python's lock for seconds at a time, in which no request would be answered, and a
+    network that is too large for the machine takes that process down instead of this one.
+
+    Raises:
+        PackageError: that process failed.
+    """
+    if runtime.engine != "openvino":
+        return
+    process = multiprocessing.get_context("spawn").Process(
+        target=_convert, args=(name_or_path, runtime, cache), name="convert", daemon=True
+    )
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise PackageError(
+            f"{name_or_path} cannot be converted for {runtime.engine} on this machine: the process that tried ended "
+            f"with status {process.exitcode} (negative: the signal that ended it; -9 is most often too little memory)"
+        )
+
+
+def _convert(name_or_path: str, runtime: Runtime, cache: Path) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ^C in a terminal reaches this process too
+    create_pose_engine(load_package(name_or_path), runtime, cache)
 
 
 def build_engine(package: Package, engine: Literal["auto", "openvino", "torch"]) -> Engine:
