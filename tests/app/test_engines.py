@@ -9,9 +9,10 @@ import torch
 from serving import single_thread
 
 from app.detector import WholePicture, choose_detector
-from app.engines import Runtime, choose_runtime, create_pose_engine
+from app.engines import Runtime, choose_runtime, convert_apart, create_pose_engine
 from app.engines.openvino import has_bf16
 from app.settings import Settings, SettingsError
+from model.errors import PackageError
 from model.inference import PixelNetwork, estimate
 from model.package import load_package
 
@@ -33,6 +34,25 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def runtime(engine: str, precision: str) -> Runtime:
     return Runtime(engine, "cpu", precision, 1)
+
+
+def test_a_package_can_be_converted_in_a_process_of_its_own(
+    pose_package: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert_apart(str(pose_package), runtime("openvino", "f32"), cache)
+    monkeypatch.setattr("app.engines.openvino.convert", None)  # in this process nothing can be converted
+    create_pose_engine(load_package(str(pose_package)), runtime("openvino", "f32"), cache)
+
+
+def test_a_process_that_cannot_convert_is_an_error_here(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.engines.choice._convert", abs)  # fails: it is given three arguments
+    with pytest.raises(PackageError, match=r"some cannot be converted for openvino .* ended with status 1 "):
+        convert_apart("some", runtime("openvino", "f32"), cache)
+
+
+def test_nothing_is_converted_for_torch(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.engines.choice._convert", abs)
+    convert_apart("some", runtime("torch", "f32"), cache)
 
 
 @pytest.mark.parametrize("engine", ["torch", "openvino"])

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -36,10 +35,8 @@ from serving import (
     write_random_package,
 )
 
-import app.engines.choice
 import app.pipeline
 import app.reload
-from app.engines import Runtime, convert_apart
 from app.images import decode
 from app.pipeline import Pipeline
 from app.schemas import ModelName, Options, PoseResponse
@@ -250,6 +247,9 @@ def test_a_bad_package_is_refused_and_the_old_one_goes_on(
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("no memory left\non this machine")
 
+    def fail(*_: object) -> None:
+        raise PackageError("it cannot be converted")
+
     def poison(state: dict[str, torch.Tensor]) -> None:
         state["head.weight"][0] = torch.nan
 
@@ -268,6 +268,7 @@ def test_a_bad_package_is_refused_and_the_old_one_goes_on(
             lambda _: monkeypatch.setattr(app.pipeline, "create_pose_engine", full),
             "OutOfMemoryError: no memory left on",
         ),
+        (lambda _: monkeypatch.setattr(app.pipeline, "convert_apart", fail), "it cannot be converted"),
     ]
     server = start(model=str(folder))
     with clients(lambda _: server.pose(PNG), 2) as answers:
@@ -312,20 +313,6 @@ def test_a_package_that_is_replaced_while_it_is_read_is_not_mixed_with_the_next(
     assert "replaced while it was read" in server.client.get("/model").json()["notes"][0]
     server.reloader.ask()
     wait_until(lambda: version(server) == "3")
-
-
-def test_a_network_is_converted_in_a_process_of_its_own_which_may_fail(
-    pipeline: Pipeline, packages: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("app.engines.openvino.convert", None)  # in this process nothing can be converted
-    own = pipeline.settings.model_copy(update={"model": str(packages["2"]), "cache": tmp_path})
-    runtime = Runtime("openvino", "cpu", "f32", 1)
-    renewed = app.reload.renew(Pipeline(own, pipeline.package, pipeline.engine, runtime, pipeline.choice))
-    assert renewed is not None
-    assert renewed.package.card.version == "2"
-    monkeypatch.setattr(app.engines.choice, "_convert", abs)  # fails: it is given three arguments
-    with pytest.raises(PackageError, match=r"some cannot be converted for openvino .* ended with status 1 "):
-        convert_apart("some", SimpleNamespace(engine="openvino"), tmp_path)
 
 
 def test_what_is_asked_for_during_a_reload_is_done_after_it(
