@@ -163,6 +163,7 @@ def test_metrics_count_what_happened(start: Callable[..., Running]) -> None:
 def test_logs_have_the_request_id_and_nothing_of_the_user(server: Running, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "app.request")
     server.pose(PNG, params={"draw": "box"}, headers={"X-Request-ID": "trace-me"})
+    wait_until(lambda: "trace-me" in caplog.text)  # it is written after the answer
     [line] = [record.getMessage() for record in caplog.records if "trace-me" in record.getMessage()]
     assert line.startswith("id=trace-me method=POST route=/pose status=200 ms=")
     assert "draw" not in line
