@@ -19,6 +19,8 @@ from app.errors import RequestError
 
 logger = logging.getLogger(__name__)
 
+LONGEST_JPEG = 65_500  # pixels a side; libjpeg's limit
+
 Picture = npt.NDArray[np.uint8]
 
 MEDIA_TYPES = ("image/jpeg", "image/png", "image/webp")
@@ -125,8 +127,18 @@ def _damaged(error: Exception) -> ImageError:
 
 
 def encode(picture: Picture, media_type: str) -> bytes:
-    """A (H, W, 3) uint8 RGB picture as `image/jpeg` or `image/png`."""
+    """A (H, W, 3) uint8 RGB picture as `image/jpeg` or `image/png`.
+
+    Raises:
+        ImageError: 422, longer than a JPEG can be.
+    """
     buffer = io.BytesIO()
+    height, width = picture.shape[:2]
+    if media_type == "image/jpeg" and max(height, width) > LONGEST_JPEG:
+        raise ImageError(
+            422, "too_long_for_jpeg",
+            f"a JPEG has at most {LONGEST_JPEG} pixels a side, this picture is {width} x {height}: ask for image/png",
+        )  # fmt: skip
     if media_type == "image/png":
         Image.fromarray(picture).save(buffer, "PNG", compress_level=3)
     else:

@@ -129,6 +129,8 @@ async def _read_form(headers: Headers, body: bytes) -> tuple[bytes, list[tuple[s
         data = await file.read()
     except MultiPartException as error:
         raise RequestError(400, "malformed_form", error.message) from None
+    except (UnicodeError, LookupError) as error:  # of the charset that the content type names
+        raise RequestError(400, "malformed_form", f"the form is not in the charset that it names: {error}") from None
     finally:
         for spooled in parser._files_to_close_on_error:  # also those of parts that were cut short
             spooled.close()
@@ -176,7 +178,7 @@ def _read_options(pairs: Iterable[tuple[str, Any]]) -> Options:
 def _explain(error: ValidationError, schema: type[BaseModel]) -> RequestError:
     """The first finding, named."""
     found = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    place = ".".join(str(part)[:40] for part in found["loc"])
+    place = ".".join(str(part)[:40] for part in found["loc"]) or "the body"
     if found["type"] == "json_invalid":
         return RequestError(400, "malformed_json", found["msg"])
     if found["type"] == "extra_forbidden":

@@ -14,6 +14,7 @@ from serving import Running, encode_picture
 PNG = encode_picture(np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8))
 RAW = {"content-type": "application/octet-stream"}
 FORM = {"content-type": "multipart/form-data; boundary=b"}
+ODD_FORM = {"content-type": "multipart/form-data; boundary=b; charset=undefined"}
 JSON = {"content-type": "application/json"}
 WEB = {"content-type": "application/x-www-form-urlencoded"}
 
@@ -26,6 +27,13 @@ def check(response: httpx.Response, status: int, code: str, words: str = "") -> 
     assert error["code"] == code
     assert words in error["message"]
     assert error["request_id"] == response.headers["x-request-id"]
+
+
+def test_a_picture_too_long_for_a_jpeg_is_named(server: Running) -> None:
+    long = encode_picture(np.zeros((1, 70_000, 3), np.uint8))
+    headers = {"accept": "image/jpeg"}
+    check(server.pose(long, headers=headers), 422, "too_long_for_jpeg", "70000 x 1: ask for image/png")
+    assert server.pose(long, headers={"accept": "image/png"}).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -113,6 +121,7 @@ FILE, FIELD = part(NAMED_FILE, PNG), part('form-data; name="a"')
         pytest.param(FORM, part('form-data; name="file"', PNG) + b"--b--", 400, "no_image", id="file without filename"),
         pytest.param(FORM, part(OTHER_FILE, PNG) + b"--b--", 400, "no_image", id="other name"),
         pytest.param(FORM, part(NAMED_FILE, b"") + b"--b--", 400, "no_image", id="empty file"),
+        pytest.param(ODD_FORM, FILE + FIELD + b"--b--", 400, "malformed_form", id="charset that refuses"),
         pytest.param(FORM, part("form-data") + b"--b--", 400, "malformed_form", id="part without name"),
         pytest.param(FORM, FILE + FILE + b"--b--", 400, "malformed_form", id="two files"),
         pytest.param(FORM, FIELD * 1000 + b"--b--", 400, "malformed_form", id="a thousand fields"),

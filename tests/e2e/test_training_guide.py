@@ -73,7 +73,7 @@ def test_the_ten_commands_lead_from_labels_to_a_running_service(folder: Path, co
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("POSE_")},
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "POSE_DATA": str(folder), "POSE_PORT": port, "POSE_CACHE": str(converted),
+        "POSE_DATA": str(folder), "POSE_PORT": port, "POSE_CACHE": str(converted), "POSE_ENGINE": "torch",
     }  # fmt: skip
     script = "set -ex -o pipefail\n" + "\n".join(commands).replace("localhost:8000", f"localhost:{port}") + "\n"
     shell = subprocess.Popen(
