@@ -73,7 +73,8 @@ def publish_run(
             for i, entry in enumerate(config.data)
         ],
         "recipe": {
-            "samples": state["samples"], "steps": state["step"], **config.model_dump(mode="json", exclude={"data"}),
+            "samples": state["samples"], "steps": state["step"], "started_from": state["started_from"],
+            **config.model_dump(mode="json", exclude={"data"}),
         },
     }  # fmt: skip
     weights = state["average"]

@@ -42,8 +42,7 @@ class Trainer:
         self.skeleton = SKELETONS[config.skeleton]
         torch.manual_seed(config.seed)
         network = build(config.network, len(self.skeleton), **config.switches)
-        if config.init is not None:
-            warm_start(network, config.init, self.skeleton)
+        self.started_from = None if config.init is None else warm_start(network, config.init, self.skeleton)
         self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = Average(self.network, config.ema)
         self.parallel: nn.Module = self.network
@@ -73,6 +72,7 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "samples": self.samples,
             "step": self.step,
+            "started_from": self.started_from,
             "config": self.config.model_dump(mode="json"),
         }
         save_checkpoint(self.run / name, state)
@@ -97,7 +97,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
-        self.samples, self.step = state["samples"], state["step"]
+        self.samples, self.step, self.started_from = state["samples"], state["step"], state["started_from"]
 
     def train_batch(self, batch: Batch, phase: Phase, codec: HeatmapCodec, people: list[Person]) -> float:
         """One optimiser step on this process's share of a batch; returns the loss of the whole batch.

@@ -12,7 +12,7 @@ from training.config import ConfigError
 log = logging.getLogger("pose.training")
 
 
-def warm_start(network: nn.Module, package_name: str, skeleton: Skeleton) -> None:
+def warm_start(network: nn.Module, package_name: str, skeleton: Skeleton) -> str:
     """Copy a package's weights into `network`; heatmaps are matched by joint name.
 
     Everything but the last layer is taken as it is. A joint of `skeleton` that the package knows under the same name
@@ -21,6 +21,9 @@ def warm_start(network: nn.Module, package_name: str, skeleton: Skeleton) -> Non
     Args:
         package_name: a bundled package's name or a folder.
         skeleton: of `network`.
+
+    Returns:
+        Which package it was: name, version, checksum.
 
     Raises:
         PackageError: no such package, or a damaged one.
@@ -46,6 +49,6 @@ def warm_start(network: nn.Module, package_name: str, skeleton: Skeleton) -> Non
         fresh[known] = source[name].to(fresh.device)[mapping[mapping >= 0]]
         source[name] = fresh
     network.load_state_dict(source)
-    log.info(
-        "starting from %s %s, %d of %d joints", package.card.name, package.card.version, known.sum(), len(skeleton)
-    )
+    card = package.card
+    log.info("starting from %s %s, %d of %d joints", card.name, card.version, known.sum(), len(skeleton))
+    return f"{card.name} {card.version} ({card.sha256[:12]})"
