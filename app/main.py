@@ -28,6 +28,7 @@ from app.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+LAST_CALL = 1.0  # seconds for requests on connections that came in just before the door was closed
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
 
@@ -89,6 +90,15 @@ class Server(uvicorn.Server):
         end = time.monotonic() + self.service.settings.drain_timeout
         while self.service.requests and time.monotonic() < end and not self.force_exit:
             await asyncio.sleep(0.05)
+        for server in self.servers:
+            server.close()
+        end = time.monotonic() + LAST_CALL
+        while self._has_new_connections() and time.monotonic() < end and not self.force_exit:
+            await asyncio.sleep(0.02)
+
+    def _has_new_connections(self) -> bool:
+        """Whether somebody who was let in has not been heard yet: he gets his 503 instead of silence."""
+        return any(getattr(connection, "cycle", 0) is None for connection in self.server_state.connections)
 
 
 def serve(settings: Settings) -> int:

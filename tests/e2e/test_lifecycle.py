@@ -55,7 +55,8 @@ def test_sigterm_under_load_finishes_what_was_accepted_and_exits_0(process: Proc
         assert process.end() == 0
         for client in asking:
             client.result(60)
-    assert all("refused" in str(end) or "reset" in str(end) for end in ends)  # only once the door is closed
+    # only once the door is closed: refused, or reset before being let in, which a writer may see as a broken pipe
+    assert all(any(word in str(end) for word in ("refused", "reset", "Broken pipe")) for end in ends), ends
     assert set(answers) <= {(200, ""), (503, "draining")}
     assert "draining" in process.log
     assert "Traceback" not in process.log
