@@ -94,12 +94,12 @@ def _labels(people: Sequence[Person]) -> tuple[np.ndarray, np.ndarray]:
 def _lengths(
     truth: np.ndarray, labelled: np.ndarray, skeleton: Skeleton, a: str, b: str, otherwise: np.ndarray
 ) -> np.ndarray:
-    """(N,) distance of two labelled joints, or what stands in `otherwise`."""
+    """(N,) distance of two labelled joints, or what stands in `otherwise`; joints in one place measure nothing."""
     if a not in skeleton.joints or b not in skeleton.joints:
         return otherwise
     i, j = skeleton.joints.index(a), skeleton.joints.index(b)
     length = np.linalg.norm(truth[:, i] - truth[:, j], axis=1)
-    return np.where(labelled[:, i] & labelled[:, j], length, otherwise)
+    return np.where(labelled[:, i] & labelled[:, j] & (length > 0), length, otherwise)
 
 
 def _percent(right: np.ndarray) -> float:

@@ -91,3 +91,9 @@ def test_without_head_rectangles_the_labels_of_neck_and_head_give_the_length_and
 def test_where_no_head_has_a_length_there_is_no_figure() -> None:
     someone = person(LSP, unlabelled=["neck"])
     assert pckh([someone], someone.keypoints[None], LSP).metrics == {}
+
+
+def test_a_head_whose_ends_are_labelled_in_one_place_has_no_length() -> None:
+    someone = person(LSP)
+    someone.keypoints[LSP.joints.index("head_top")] = someone.keypoints[LSP.joints.index("neck")]
+    assert pckh([someone], someone.keypoints[None], LSP).metrics == {}
