@@ -31,7 +31,13 @@ def run(tmp_path_factory: pytest.TempPathFactory, data_set: DataSet) -> Path:
     folder = tmp_path_factory.mktemp("run")
     torch.manual_seed(0)
     state = build("sdhrnet_w16", 17).state_dict()
-    saved = {"average": state, "samples": 48, "step": 12, "config": config.model_dump(mode="json")}
+    saved = {
+        "average": state,
+        "samples": 48,
+        "step": 12,
+        "started_from": None,
+        "config": config.model_dump(mode="json"),
+    }
     save_checkpoint(folder / LATEST, saved)
     return folder
 
