@@ -41,9 +41,8 @@ def warm(pipeline: Pipeline) -> None:
     Raises:
         CanaryError: see `check_pose`.
     """
-    pipeline.predict(
-        canary_picture()
-    )  # the detector: what it finds in a drawing is its own affair, that it runs is not
+    # the detector: what it finds in a drawing is its own affair, that it runs is not
+    pipeline.predict(canary_picture())
     check_pose(pipeline)
 
 

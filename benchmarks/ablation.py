@@ -19,7 +19,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import Progress
@@ -30,13 +29,13 @@ from model.crop import PADDING
 from training.config import Phase, TrainConfig, data_folder, load_config
 from training.distributed import Workers
 from training.evaluation import LabelledCrops
-from training.loader import Crops, loader
+from training.loader import Crops, draw_weights, loader
 from training.loop import training_people, validate
 from training.people import keep_crops, read_people
 from training.publishing import parse_size
 from training.trainer import Trainer
 
-ALONE = Workers(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+ALONE = Workers(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 RECIPE = "the recipe: SDHRNet-W32, cross-entropy, whole mix"
 SHOWN = ("AP", "AP50", "PCK@0.2")
 
@@ -95,7 +94,7 @@ class Bench:
         people = training_people(config, self.data)
         names = [config.data[person.set_index].name for person in people]
         kept = [self.kept[name, person.annotation] for name, person in zip(names, people, strict=True)]
-        weights = np.array([config.data[person.set_index].weight for person in people])
+        weights = draw_weights(people, config)
         [phase] = config.phases
         codec = HeatmapCodec(self.size, config.sigma_at(self.size), config.activation)
         with tempfile.TemporaryDirectory() as folder, Progress(console=Console(stderr=True)) as progress:

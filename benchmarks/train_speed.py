@@ -34,7 +34,7 @@ from training.publishing import parse_size
 from training.trainer import Trainer
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-ALONE = Workers(0, 1, DEVICE)
+ALONE = Workers(device=DEVICE)
 NOWHERE = DataSet(name="none", annotations="none", images="none", licence="none")
 
 

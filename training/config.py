@@ -165,6 +165,11 @@ class TrainConfig(_Section):
         """Crops shown in the whole run; see `resolve` for phases in epochs."""
         return sum(phase.samples or 0 for phase in self.phases)
 
+    @property
+    def largest_size(self) -> tuple[int, int]:
+        """(height, width) of the phase with the tallest crops: what is kept of a picture must do for it."""
+        return max((phase.input_size for phase in self.phases), key=lambda size: size[0])
+
     def sigma_at(self, input_size: tuple[int, int]) -> float:
         """The target's standard deviation in heatmap pixels for crops of `input_size`."""
         return self.sigma / 2 * default_sigma(input_size)

@@ -14,14 +14,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class Workers:
-    """This process's place among `size` processes; `device` is its own."""
+    """This process's place among `size` processes, by default alone; `device` is its own."""
 
-    rank: int
-    size: int
-    device: torch.device
+    rank: int = 0
+    size: int = 1
+    device: torch.device = CPU
 
     @property
     def first(self) -> bool:

@@ -16,13 +16,14 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from model.codec import HeatmapCodec
-from model.inference import Engine, cut_crops, estimate, person_scores, to_picture
+from model.inference import Engine, estimate, person_scores, to_picture
 from model.skeletons import Skeleton, map_joints
 from training import pck as shares
 from training.bootstrap import Matches
+from training.boxes import Boxes, each_picture
 from training.coco import BODY_SHARE
 from training.pck import Figures
-from training.people import Person, read_json, read_picture
+from training.people import Person, read_json
 
 BATCH = 32
 AP_NAMES = ("AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL")
@@ -53,12 +54,8 @@ class LabelledCrops:
     def cut(cls, people: Sequence[Person], size: tuple[int, int], padding: float) -> "LabelledCrops":
         """Decode the pictures of `people` and cut their boxes."""
         crops, affines = np.empty((len(people), *size, 3), np.uint8), np.empty((len(people), 2, 3))
-        by_picture: dict[Path, list[int]] = {}
-        for index, person in enumerate(people):
-            by_picture.setdefault(person.picture, []).append(index)
-        for path, indices in by_picture.items():
-            boxes = np.stack([people[index].box for index in indices])
-            crops[indices], affines[indices] = cut_crops(read_picture(path), boxes, size, padding)
+        for indices, cut, back in each_picture(Boxes.of_people(people), size, padding):
+            crops[indices], affines[indices] = cut, back
         return cls(people, crops, affines)
 
 

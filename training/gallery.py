@@ -12,9 +12,8 @@ from training.people import read_picture
 from training.sheets import TILE, caption, draw_joints, write_sections
 
 SHOWN = 24
-LEAST_JOINTS = (
-    5  # people with fewer labelled joints are shown only where nobody has more: most of them are out of sight
-)
+# people with fewer labelled joints are shown only where nobody has more: most of them are out of sight
+LEAST_JOINTS = 5
 
 
 def write_gallery(path: Path, found: Found, package: Package, shown: int = SHOWN) -> Path:

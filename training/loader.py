@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from model.skeletons import Skeleton
 from training.augment import sample
-from training.config import Augmentation, ConfigError
+from training.config import Augmentation, ConfigError, TrainConfig
 from training.distributed import Workers
 from training.people import KeptCrop, Person
 
@@ -66,6 +66,11 @@ class Draw(Sampler[list[tuple[int, int]]]):
                 mine.append((int(order[sample_number % people]), sample_number))
             yield mine[self.workers.rank * share : (self.workers.rank + 1) * share]
             start += self.batch
+
+
+def draw_weights(people: Sequence[Person], config: TrainConfig) -> np.ndarray:
+    """(N,) float64: how often each of the `people` is drawn, relative to the others; its data set's weight."""
+    return np.array([config.data[person.set_index].weight for person in people])
 
 
 def shuffle(weights: np.ndarray, seed: int, number: int) -> np.ndarray:

@@ -28,7 +28,7 @@ from training.checkpoint import LATEST, TRUNK
 from training.config import ConfigError, Phase, TrainConfig
 from training.distributed import join_workers
 from training.evaluation import LabelledCrops, predict, score_people
-from training.loader import Crops, loader
+from training.loader import Crops, draw_weights, loader
 from training.people import Person, keep_crops, read_people
 from training.pictures import write_sheet
 from training.summary import FIGURES, add_row, draw_summary
@@ -96,10 +96,9 @@ class Session:
         """Train phase after phase."""
         trainer, config = self.trainer, self.trainer.config
         judged = read_people(config.validation, self.data, config.skeleton) if trainer.workers.first else []
-        largest = max((phase.input_size for phase in config.phases), key=lambda size: size[0])
         task = self.progress.add_task("reading pictures", total=len(self.people), note="")
-        kept = keep_crops(self.people, largest, lambda count: self.progress.advance(task, count))
-        weights = np.array([config.data[person.set_index].weight for person in self.people])
+        kept = keep_crops(self.people, config.largest_size, lambda count: self.progress.advance(task, count))
+        weights = draw_weights(self.people, config)
         self.task = self.progress.add_task("training", total=config.samples, note="")
         done = 0
         for phase in config.phases:

@@ -1,10 +1,12 @@
 """Contact sheets of labels: captioned tiles under headings, as `pose data check` and `pose data show` write them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from model.crop import Region, compose, cut, invert, transform
 from model.drawing import FONT, draw
@@ -12,12 +14,23 @@ from model.skeletons import SKELETONS, Skeleton
 from training.config import ConfigError
 from training.labels import Person
 from training.people import read_picture
-from training.pictures import OnePerson
 
 COLUMNS, TILE = 8, (256, 192)  # tiles in a row; (height, width) of one in pixels
 LINE, HEADING = 14, 30  # pixels of a caption's line and of a heading
 LETTERS = 34  # about what a line of a caption holds
 INK, PAPER, FAINT = (235, 235, 235), (24, 24, 28), (170, 170, 175)
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class OnePerson:
+    """`model.drawing.People` of a single crop."""
+
+    boxes: Floats
+    keypoints: Floats
+    keypoint_scores: Floats
+    scores: Floats
 
 
 def skeleton_of(joints: tuple[str, ...]) -> Skeleton:
@@ -87,9 +100,22 @@ def write_sections(path: Path, sections: Sequence[tuple[str, Sequence[np.ndarray
     for heading, tiles in filled:
         strip = np.full((HEADING, COLUMNS * blank.shape[1], 3), PAPER, np.uint8)
         cv2.putText(strip, _ascii(heading), (6, HEADING - 10), FONT, 0.55, INK, 1, cv2.LINE_AA)
-        rows.append(strip)
-        tiles += [blank] * (-len(tiles) % COLUMNS)
-        rows += [np.concatenate(tiles[i : i + COLUMNS], 1) for i in range(0, len(tiles), COLUMNS)]
+        rows += [strip, *grid(tiles, blank)]
+    write_rows(path, rows)
+
+
+def grid(tiles: Sequence[np.ndarray], blank: np.ndarray) -> list[np.ndarray]:
+    """Rows of eight tiles, all of the size of `blank`, which fills the last one."""
+    filled = [*tiles, *[blank] * (-len(tiles) % COLUMNS)]
+    return [np.concatenate(filled[i : i + COLUMNS], 1) for i in range(0, len(filled), COLUMNS)]
+
+
+def write_rows(path: Path, rows: Sequence[np.ndarray]) -> None:
+    """Write rows (h, W, 3) uint8 RGB of one width below each other to the picture `path`, beside it first.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:

@@ -14,12 +14,11 @@ from training.checking import Report
 from training.config import ConfigError, TrainConfig
 from training.distributed import Workers
 from training.labels import LabelledSet, Person
-from training.loader import Crops, Draw
+from training.loader import Crops, Draw, draw_weights
 from training.people import keep_crops
 from training.sheets import COLUMNS, LETTERS, TILE, caption, draw_joints, person_tile, skeleton_of, write_sections
 
 RANDOM, SUSPICIOUS = 3 * COLUMNS, 2 * COLUMNS  # people on a sheet: drawn at random, and of each kind of finding
-ALONE = Workers(0, 1, torch.device("cpu"))
 GLOW = 0.65  # how strongly targets cover the crop
 
 
@@ -62,15 +61,14 @@ def write_training_sheet(path: Path, config: TrainConfig, people: Sequence[Perso
     if not people:
         raise ConfigError(f"{config.name}: nobody to train on is left; see min_joints and min_height")
     config = config.resolve(len(people))
-    chances = np.array([config.data[person.set_index].weight for person in people])
-    largest = max((phase.input_size for phase in config.phases), key=lambda size: size[0])
+    chances = draw_weights(people, config)
     sections = []
     start = 0
     for number, phase in enumerate(config.phases, 1):
         height, width = phase.input_size
-        draws = next(iter(Draw(chances, count, config.seed, start, ALONE)))
+        draws = next(iter(Draw(chances, count, config.seed, start, Workers())))
         seen = [people[index] for index, _ in draws]
-        kept = keep_crops(seen, largest)
+        kept = keep_crops(seen, config.largest_size)
         augmentation = phase.augmentation or config.augmentation
         crops = Crops(seen, kept, phase.input_size, SKELETONS[config.skeleton], augmentation, config.seed)
         tiles = _phase_tiles(config, crops, [number for _, number in draws])

@@ -4,7 +4,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
-FIGURES = ("AP", "AP50", "AP75", "PCKh@0.5", "PCK@0.2")
+FIGURES = ("AP", "AP50", "AP75", "PCKh@0.5 mean", "PCK@0.2")
 
 
 def add_row(table: Path, row: dict[str, Any]) -> None:

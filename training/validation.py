@@ -158,22 +158,3 @@ def shared_sets(data: Path, skeleton: Skeleton) -> list[DataSet]:
     named = [VALIDATION_SETS[name] for name in SHARED if name in VALIDATION_SETS]
     present = [entry for entry in named if (data / entry.annotations).is_file()]
     return [entry for entry in present if shares_joints(entry, data, skeleton)]
-
-
-def validate_package(
-    package: Package,
-    data: Path,
-    sets: Sequence[str] | None = None,
-    *,
-    flip_test: bool = True,
-    engine: Engine | None = None,
-) -> list[Evaluation]:
-    """Figures with ground-truth boxes for the chosen sets (see `choose_sets`), on `engine` (default: PyTorch float32).
-
-    Raises:
-        ConfigError: unknown set, or its files are missing.
-    """
-    engine = engine or TorchEngine(package)
-    entries = choose_sets(sets, data, package.skeleton)
-    found = [find(package, entry, data, engine, flip_test=flip_test) for entry in entries]
-    return [one.evaluate(package.codec, package.skeleton) for one in found]

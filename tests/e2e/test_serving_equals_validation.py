@@ -14,7 +14,7 @@ from model.package import load_package
 from training.config import ConfigError, data_folder
 from training.evaluation import Predictions, oks_ap, pck
 from training.people import read_people
-from training.validation import VALIDATION_SETS, validate_package
+from training.validation import VALIDATION_SETS, Request, run_validation
 
 TOLERANCE = 0.5  # points
 SET = VALIDATION_SETS["coco-val"]
@@ -33,7 +33,7 @@ def test_the_server_scores_what_validation_prints_and_what_the_card_says(data: P
     package = load_package("sdhrnet_w32_coco")
     settings = load_settings({"POSE_CACHE": str(converted)})
     pipeline = Pipeline.load(settings)
-    [expected] = validate_package(package, data, ["coco-val"], engine=pipeline.engine)
+    [expected] = run_validation(package, Request(sets=["coco-val"]), pipeline.engine)
     people = read_people(SET, data, package.skeleton.name)
     by_picture: dict[Path, list[int]] = defaultdict(list)
     for index, person in enumerate(people):

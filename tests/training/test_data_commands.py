@@ -12,10 +12,11 @@ import pose
 from model.skeletons import COCO
 from training.config import ConfigError, DataSet, TrainConfig
 from training.data_commands import find_set
+from training.distributed import Workers
 from training.loader import Crops, Draw
 from training.people import keep_crops, read_people
 from training.sheets import draw_joints
-from training.showing import ALONE, write_training_sheet
+from training.showing import write_training_sheet
 
 
 @pytest.fixture
@@ -104,7 +105,7 @@ def test_the_first_tile_is_the_first_crop_of_a_run(config: TrainConfig, data: Pa
     config = config.model_copy(update={"seed": 2})
     people = read_people(config.data[0], data, "coco17")
     size = config.phases[0].input_size
-    person, number = next(iter(Draw(np.ones(5), 4, config.seed, 0, ALONE)))[0]
+    person, number = next(iter(Draw(np.ones(5), 4, config.seed, 0, Workers())))[0]
     crops = Crops(people, keep_crops(people, config.phases[1].input_size), size, COCO, config.augmentation, config.seed)
     crop, keypoints, weights, _ = crops[person, number]
     tile = draw_joints(cv2.resize(crop, (192, 256), interpolation=cv2.INTER_CUBIC), keypoints * 4 + 1.5, weights, COCO)
