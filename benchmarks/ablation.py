@@ -56,8 +56,8 @@ GROUPS: dict[str, dict[str, Change]] = {
     },
     "loss": {
         RECIPE: lambda _: {},  # cross-entropy
-        "cross-entropy, 8 hardest joints": lambda _: {"hard_joints": 8},
         "mean squared error": lambda _: {"loss": "mse"},
+        "cross-entropy, 8 hardest joints": lambda _: {"hard_joints": 8},
     },
     "data": {
         RECIPE: lambda _: {},  # the whole mix
