@@ -68,27 +68,55 @@ def transform(points: np.ndarray, affine: np.ndarray) -> np.ndarray:
     return moved
 
 
+@dataclass(frozen=True)
+class View:
+    """The part of a picture that one crop can see, and its size after the area averaging that keeps it from aliasing.
+
+    Attributes:
+        low, high: (2,) int64, its first pixel and the one past its last, (x, y).
+        size: (2,) int64, width and height after averaging; `high - low` where nothing is averaged.
+        affine: (2, 3) float64, averaged view -> crop.
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+    size: np.ndarray
+    affine: np.ndarray
+
+    @property
+    def ratio(self) -> np.ndarray:
+        """(2,) float64: picture pixels per averaged pixel, (x, y); at least 1."""
+        ratio: np.ndarray = (self.high - self.low) / self.size
+        return ratio
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], affine: np.ndarray, size: tuple[int, int]) -> Self:
+        """What a crop of `size` (height, width) sees of a picture of `shape` (H, W, ...); `affine`: picture -> crop."""
+        height, width = size
+        corners = transform(
+            np.array([[0, 0], [width - 1, 0], [0, height - 1], [width - 1, height - 1]], np.float64), invert(affine)
+        )
+        limits = np.array([shape[1], shape[0]])
+        low = np.clip(np.floor(corners.min(0)).astype(int) - 2, 0, limits - 1)
+        high = np.clip(np.ceil(corners.max(0)).astype(int) + 3, low + 1, limits)
+        full = averaged = high - low
+        shrink = 1 / np.sqrt(abs(np.linalg.det(affine[:, :2])))
+        if shrink > 2:
+            averaged = np.maximum(1, np.round(full * 1.5 / shrink).astype(int))
+        ratio = full / averaged  # pixel edges coincide, so centres move by half the ratio
+        shift = low + (ratio - 1) / 2
+        to_picture = np.array([[ratio[0], 0.0, shift[0]], [0.0, ratio[1], shift[1]]])
+        return cls(low, high, averaged, compose(affine, to_picture))
+
+
 def cut(picture: np.ndarray, affine: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Bilinear crop of `picture` (H, W, 3) uint8; black outside. Returns (height, width, 3) uint8.
 
     Only the part of the picture that the crop can see is touched, and where the crop shrinks it by more than two it
-    is first reduced by area averaging, so that large pictures do not alias.
+    is first reduced by area averaging, so that large pictures do not alias. `model.device_crop` does the same on a GPU.
     """
-    height, width = size
-    corners = transform(
-        np.array([[0, 0], [width - 1, 0], [0, height - 1], [width - 1, height - 1]], np.float64), invert(affine)
-    )
-    limits = np.array([picture.shape[1], picture.shape[0]])
-    low = np.clip(np.floor(corners.min(0)).astype(int) - 2, 0, limits - 1)
-    high = np.clip(np.ceil(corners.max(0)).astype(int) + 3, low + 1, limits)
-    view = picture[low[1] : high[1], low[0] : high[0]]
-    to_picture = np.array([[1.0, 0.0, low[0]], [0.0, 1.0, low[1]]])
-    shrink = 1 / np.sqrt(abs(np.linalg.det(affine[:, :2])))
-    if shrink > 2:
-        full = np.array([view.shape[1], view.shape[0]])
-        reduced = np.maximum(1, np.round(full * 1.5 / shrink).astype(int))
-        view = cv2.resize(view, (int(reduced[0]), int(reduced[1])), interpolation=cv2.INTER_AREA)
-        ratio = full / reduced  # pixel edges coincide, so centres move by half the ratio
-        shift = (ratio - 1) / 2
-        to_picture = compose(to_picture, np.array([[ratio[0], 0.0, shift[0]], [0.0, ratio[1], shift[1]]]))
-    return cv2.warpAffine(view, compose(affine, to_picture), (width, height), flags=cv2.INTER_LINEAR)
+    view = View.of(picture.shape, affine, size)
+    part = picture[view.low[1] : view.high[1], view.low[0] : view.high[0]]
+    if (view.size != view.high - view.low).any():
+        part = cv2.resize(part, (int(view.size[0]), int(view.size[1])), interpolation=cv2.INTER_AREA)
+    return cv2.warpAffine(part, view.affine, (size[1], size[0]), flags=cv2.INTER_LINEAR)
