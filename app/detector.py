@@ -15,7 +15,7 @@ from app.engines import Runtime, create_engine
 from app.images import Picture
 from model.errors import PackageError
 from model.package import BUNDLED, bundled_packages
-from model.person_detector import PersonDetector
+from model.person_detector import PersonDetector, normalise
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class WholePicture:
 
 @dataclass(frozen=True)
 class NetworkDetector:
-    """A detection network of `model.person_detector` whose forward pass an engine takes over."""
+    """A detection network of `model.person_detector` whose numbers an engine computes, from pixels to raw boxes."""
 
     name: str
     steps: PersonDetector
@@ -60,19 +60,19 @@ class NetworkDetector:
         """See `Detector`."""
         if not pictures:
             return []
-        inputs, records = self.steps.prepare(pictures)
-        return self.steps.boxes(self.forward(inputs.numpy()).float().cpu(), records)
+        squares, records = self.steps.letterbox(pictures)
+        return self.steps.boxes(self.forward(squares).float().cpu(), records)
 
 
-class _FirstOutput(nn.Module):
-    """The detections alone: ultralytics networks give their inner maps as well."""
+class _FromPixels(nn.Module):
+    """Squares (N, S, S, 3) uint8 -> the detections alone: ultralytics networks give their inner maps as well."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        outputs = self.network(inputs)
+    def forward(self, squares: Tensor) -> Tensor:
+        outputs = self.network(normalise(squares))
         first: Tensor = outputs[0] if isinstance(outputs, (tuple, list)) else outputs
         return first
 
@@ -114,8 +114,8 @@ def _load(name_or_path: str, runtime: Runtime, cache: Path) -> NetworkDetector:
     bundled = BUNDLED / name_or_path
     folder = bundled if bundled.parent == BUNDLED and bundled.is_dir() else Path(name_or_path).expanduser()
     steps = PersonDetector.from_package(folder) if folder.is_dir() else PersonDetector.from_ultralytics(folder)
-    example = torch.zeros(2, 3, steps.size, steps.size)
-    network = _FirstOutput(steps.network)
+    example = torch.zeros(2, steps.size, steps.size, 3, dtype=torch.uint8)
+    network = _FromPixels(steps.network)
     name = str(steps.card.get("name", folder.name))
     weights = str(steps.card.get("sha256") or f"{folder.resolve()} {folder.stat().st_mtime_ns}")
     return NetworkDetector(name, steps, create_engine(network, example, weights, runtime, cache))

@@ -7,7 +7,7 @@ Decoding is DARK's: smooth, take the logarithm, and move from the highest pixel 
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Literal
 
 import torch
@@ -71,7 +71,7 @@ class HeatmapCodec:
             (N, K, h, w) float32 heatmaps.
         """
         rows, columns = self.heatmap_size
-        points = keypoints.float() / keypoints.new_tensor(self.scale, dtype=torch.float32)
+        points = keypoints.float() / constant(self.scale, keypoints.device)
         x = torch.arange(columns, device=points.device) - points[..., :1]  # (N, K, w)
         y = torch.arange(rows, device=points.device) - points[..., 1:]  # (N, K, h)
         variance = 2 * self.sigma**2
@@ -123,13 +123,13 @@ class HeatmapCodec:
         # a step of more than a pixel and a half is a broken parabola, not a joint: stay on the highest pixel
         sane = (dx.abs() <= 1.5) & (dy.abs() <= 1.5) & peaked
         refined = torch.stack([torch.where(sane, x + dx, x.float()), torch.where(sane, y + dy, y.float())], -1)
-        return refined * refined.new_tensor(self.scale), self.calibrate(self._expected_oks(heatmaps, refined))
+        return refined * constant(self.scale, refined.device), self.calibrate(self._expected_oks(heatmaps, refined))
 
     def calibrate(self, scores: Tensor) -> Tensor:
         """Raw scores (N, K) in 0..1 to calibrated ones; unchanged where the codec has no calibration."""
         if not self.calibration:
             return scores
-        table = scores.new_tensor(self.calibration)  # (K, steps + 1)
+        table = constant(self.calibration, scores.device, scores.dtype)  # (K, steps + 1)
         steps = table.shape[1] - 1
         left = (scores * steps).long().clamp(0, steps - 1)
         joint = torch.arange(len(table), device=scores.device)
@@ -161,6 +161,13 @@ class HeatmapCodec:
 
         weight = blur(torch.ones(1, 1, rows, columns, device=heatmaps.device))
         return (blur(heatmaps.reshape(people * joints, 1, rows, columns)) / weight).view_as(heatmaps)
+
+
+@lru_cache(maxsize=64)
+def constant(numbers: tuple[object, ...], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """A tensor that is made once and kept: making one on a GPU holds this thread up until the GPU has caught up."""
+    with torch.inference_mode(False):  # so that training may use it too
+        return torch.tensor(numbers, dtype=dtype, device=device)
 
 
 def default_sigma(input_size: tuple[int, int]) -> float:

@@ -5,13 +5,13 @@ validation and the service give the same keypoints.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model.codec import HeatmapCodec, merge_flip
+from model.codec import HeatmapCodec, constant, merge_flip
 from model.crop import Region, cut, invert, transform
 from model.package import Card
 from model.skeletons import Skeleton
@@ -20,9 +20,9 @@ KEYPOINT_THRESHOLD = 0.2  # HRNet's: joints scored lower do not count in their p
 
 
 class Engine(Protocol):
-    """Runs the network."""
+    """Runs the network. One that runs on a GPU takes crops that are there already as well as arrays."""
 
-    def __call__(self, crops: np.ndarray) -> Tensor:
+    def __call__(self, crops: Any) -> Tensor:
         """(N, H, W, 3) uint8 RGB crops -> (N, K, H/4, W/4) raw heatmaps, before the codec's activation."""
         ...
 
@@ -67,15 +67,20 @@ def cut_crops(
 
 
 def estimate(
-    engine: Engine, crops: np.ndarray, codec: HeatmapCodec, skeleton: Skeleton, flip_test: bool
+    engine: Engine, crops: np.ndarray | Tensor, codec: HeatmapCodec, skeleton: Skeleton, flip_test: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Keypoints (N, K, 2) float32 in crop pixels and scores (N, K) float32 in 0..1 for (N, H, W, 3) uint8 crops."""
+    """Keypoints (N, K, 2) float32 in crop pixels and scores (N, K) float32 in 0..1 for (N, H, W, 3) uint8 crops.
+
+    Heatmaps stay where the engine leaves them; of a GPU's, only the keypoints and scores come back, at the very end.
+    """
     heatmaps = codec.activate(engine(crops))
     if flip_test:
-        mirrored = codec.activate(engine(np.ascontiguousarray(crops[:, :, ::-1])))
-        heatmaps = merge_flip(heatmaps, mirrored, torch.as_tensor(skeleton.swaps, device=heatmaps.device))
+        mirror = crops.flip(2) if isinstance(crops, Tensor) else np.ascontiguousarray(crops[:, :, ::-1])
+        swaps = constant(tuple(skeleton.swaps.tolist()), heatmaps.device, torch.int64)
+        heatmaps = merge_flip(heatmaps, codec.activate(engine(mirror)), swaps)
     keypoints, scores = codec.decode(heatmaps)
-    return keypoints.cpu().numpy(), scores.cpu().numpy()
+    found = torch.cat([keypoints, scores.unsqueeze(-1)], -1).cpu().numpy()  # (N, K, 3): one transfer
+    return np.ascontiguousarray(found[..., :2]), np.ascontiguousarray(found[..., 2])
 
 
 def to_picture(keypoints: np.ndarray, affines: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:

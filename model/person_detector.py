@@ -2,6 +2,7 @@
 
 The steps stand apart, so that another engine can take over the middle one:
 `prepare` (letterbox to a square) -> `forward` (the network) -> `boxes` (scores, suppression, back to picture pixels).
+`letterbox` and `normalise` are the halves of `prepare`: bytes go to an engine, which makes numbers of them itself.
 Nothing here reaches for the network; see `model.offline`.
 """
 
@@ -80,6 +81,11 @@ def letterbox(image: Image, size: int) -> tuple[Image, Letterbox]:
     square = np.full((size, size, 3), GREY, dtype=np.uint8)
     square[top : top + new_height, left : left + new_width] = image
     return square, Letterbox(width, height, new_width / width, new_height / height, left, top)
+
+
+def normalise(squares: "torch.Tensor") -> "torch.Tensor":
+    """Squares (N, S, S, 3) uint8 as the network takes them: (N, 3, S, S) float32 in 0..1."""
+    return squares.permute(0, 3, 1, 2).float() / 255
 
 
 class PersonDetector:
@@ -180,15 +186,18 @@ class PersonDetector:
         """Letterbox pictures, each (H, W, 3) uint8 RGB: tensor (N, 3, S, S) float32 in 0..1, and one record each."""
         import torch
 
-        squares, records = [], []
-        for image in images:
+        squares, records = self.letterbox(images)
+        return normalise(torch.from_numpy(squares)), records
+
+    def letterbox(self, images: list[Image]) -> tuple[Image, list[Letterbox]]:
+        """The first half of `prepare`: squares (N, S, S, 3) uint8, and one record each."""
+        squares, records = np.zeros((len(images), self.size, self.size, 3), dtype=np.uint8), []
+        for image, square in zip(images, squares, strict=True):
             if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
                 raise ValueError(f"a picture must be (H, W, 3) uint8 and not empty, not {image.shape} {image.dtype}")
-            square, record = letterbox(image, self.size)
-            squares.append(square)
+            square[:], record = letterbox(image, self.size)
             records.append(record)
-        stacked = np.stack(squares) if squares else np.zeros((0, self.size, self.size, 3), dtype=np.uint8)
-        return torch.from_numpy(stacked).permute(0, 3, 1, 2).float().div_(255), records
+        return squares, records
 
     def forward(self, inputs: "torch.Tensor") -> "torch.Tensor":
         """Run the network on (N, 3, S, S) float32.
