@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from app.engines import Runtime, create_engine
+from app.engines.torch import Float32Head
 from app.images import Picture
 from model.errors import PackageError
 from model.package import BUNDLED, bundled_packages
@@ -70,11 +71,25 @@ class _FromPixels(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
+        self.grids: dict[int, object] = {}
 
     def forward(self, squares: Tensor) -> Tensor:
         outputs = self.network(normalise(squares))
         first: Tensor = outputs[0] if isinstance(outputs, (tuple, list)) else outputs
+        # the head has the grid of its last batch size only, while a recorded run of another goes on reading its own
+        self.grids[len(squares)] = [(m.anchors, m.strides) for m in self.network.modules() if hasattr(m, "anchors")]
         return first
+
+
+def _with_float32_head(network: nn.Module) -> nn.Module:
+    """The ultralytics network, its last layer in float32: in bf16 a box of 300 pixels has steps of two."""
+    layers = network.get_submodule("model")
+    assert isinstance(layers, nn.Sequential)
+    head = Float32Head(layers[-1])
+    for name in ("f", "i", "end2end"):  # ultralytics asks a layer for its inputs, its number and its kind
+        setattr(head, name, getattr(layers[-1], name))
+    layers[-1] = head
+    return network
 
 
 @dataclass(frozen=True)
@@ -115,7 +130,8 @@ def _load(name_or_path: str, runtime: Runtime, cache: Path) -> NetworkDetector:
     folder = bundled if bundled.parent == BUNDLED and bundled.is_dir() else Path(name_or_path).expanduser()
     steps = PersonDetector.from_package(folder) if folder.is_dir() else PersonDetector.from_ultralytics(folder)
     example = torch.zeros(2, steps.size, steps.size, 3, dtype=torch.uint8)
-    network = _FromPixels(steps.network)
+    exact = runtime.engine == "torch" and runtime.precision == "bf16"
+    network = _FromPixels(_with_float32_head(steps.network) if exact else steps.network)
     name = str(steps.card.get("name", folder.name))
     weights = str(steps.card.get("sha256") or f"{folder.resolve()} {folder.stat().st_mtime_ns}")
     return NetworkDetector(name, steps, create_engine(network, example, weights, runtime, cache))

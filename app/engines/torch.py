@@ -7,6 +7,7 @@ that, and checks the numbers.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -102,13 +103,15 @@ def _lower(network: nn.Module) -> None:
 
 
 class Float32Head(nn.Module):
-    """A network's last layer in float32 while the rest runs in bf16: decoding needs its fine steps."""
+    """A network's last layer in float32 while the rest runs in bf16: what is decoded from it needs its fine steps."""
 
     def __init__(self, head: nn.Module) -> None:
         super().__init__()
         self.head = head
 
-    def forward(self, features: Tensor) -> Tensor:
-        with torch.autocast(features.device.type, enabled=False):
-            heatmaps: Tensor = self.head(features.float())
-        return heatmaps
+    def forward(self, features: Any) -> Any:
+        """The head's outputs for its input, a tensor or a list of tensors of any floating type."""
+        parts = features if isinstance(features, list) else [features]
+        with torch.autocast(parts[0].device.type, enabled=False):
+            exact = [part.float() for part in parts]
+            return self.head(exact if isinstance(features, list) else exact[0])
