@@ -7,6 +7,7 @@ evaluation says.
 import cv2
 import numpy as np
 
+from app.batching import batch_sizes
 from app.images import Picture
 from app.pipeline import Pipeline
 from app.schemas import Options
@@ -36,23 +37,27 @@ def canary_picture() -> Picture:
 
 
 def warm(pipeline: Pipeline) -> None:
-    """Run every step once and the canary twice.
+    """Run every step, each network on every size of batch, and the canary twice.
 
     Raises:
         CanaryError: see `check_pose`.
     """
     # the detector: what it finds in a drawing is its own affair, that it runs is not
-    pipeline.predict(canary_picture())
+    for size in batch_sizes(pipeline.settings.max_batch):
+        pipeline.detect([canary_picture()] * size)
     check_pose(pipeline)
 
 
 def check_pose(pipeline: Pipeline) -> None:
-    """Run the canary twice, without the detector.
+    """Run the pose network on every size of batch, and the canary twice, without the detector.
 
     Raises:
         CanaryError: keypoints outside the crop, or all in one point, or not the same both times.
     """
     picture = canary_picture()
+    crops, _ = pipeline.cut(picture, np.array([BOX], np.float32), Options())
+    for size in batch_sizes(pipeline.settings.max_batch):
+        pipeline.pose(crops * size)
     first, second = (pipeline.predict(picture, Options(boxes=[BOX])) for _ in range(2))
     low, high = np.array(BOX[:2]), np.array(BOX[2:])
     reach = pipeline.package.card.padding * (high - low).max()

@@ -5,57 +5,96 @@ never runs in two threads at once, its memory is not doubled, and a checkpoint t
 start.
 """
 
+import asyncio
 import contextlib
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
-from app.batching import Batcher
-from app.detector import Boxes, Detector, Scores
+from app.batching import Batcher, Done, Turns, drop_reason, timed
+from app.detector import Boxes, Detector, Scores, WholePicture
 from app.errors import OverloadError
 from app.images import Picture
 from app.metrics import Metrics
 from app.settings import Settings
 
+T = TypeVar("T")
+
 
 class Commons:
     """See the module.
 
+    Args:
+        one_by_one: the networks share their processor's cores, so they take turns.
+
     Attributes:
         working: pictures being worked on, at most `queue_size`, whichever package answers them.
-        pool: decodes, cuts and encodes pictures.
         detect: the detector's thread.
+        turns: of the networks; None where they may run at the same time.
     """
 
     def __init__(
-        self, settings: Settings, detector: Detector, metrics: Metrics, watch_error: Callable[[Exception], object]
+        self,
+        settings: Settings,
+        detector: Detector,
+        metrics: Metrics,
+        watch_error: Callable[[Exception], object],
+        *,
+        one_by_one: bool,
     ) -> None:
-        self.settings = settings
+        self.settings, self.metrics = settings, metrics
         self.working = 0
-        self.pool = ThreadPoolExecutor(settings.decode_threads, "decode")
-        size = metrics.batch_size.labels("detect").observe
+        self.turns = Turns() if one_by_one else None
+        self._places = asyncio.Semaphore(settings.queue_size)
+        self._pool = ThreadPoolExecutor(settings.decode_threads, "decode")
         self.detect: Batcher[Picture, tuple[Boxes, Scores]] = Batcher(
-            "detect", detector.detect, settings.max_batch, size, watch_error
+            "detect",
+            detector.detect,
+            settings.max_batch,
+            None if isinstance(detector, WholePicture) else self.turns,
+            metrics.batch_size.labels("detect").observe,
+            watch_error,
+            metrics.watch_drop("detect"),
         )
         metrics.watch_queue("detect", self.detect.__len__)
 
-    @contextlib.contextmanager
-    def place(self) -> Iterator[None]:
-        """One of `queue_size` places, which bound every queue behind them.
+    def check_places(self) -> None:
+        """Whether there is a place at once; whoever waits for one comes first.
 
         Raises:
             OverloadError: 503, all are taken.
         """
-        if self.working >= self.settings.queue_size:
+        if self._places.locked():
             raise OverloadError(
                 "queue_full", f"{self.working} pictures are being worked on, the limit; try again shortly"
             )
-        self.working += 1
-        try:
-            yield
-        finally:
-            self.working -= 1
+
+    @contextlib.asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """One of `queue_size` places, which bound every queue behind them; waits for it."""
+        async with self._places:
+            self.working += 1
+            try:
+                yield
+            finally:
+                self.working -= 1
+
+    def in_pool(self, stage: str, deadline: float, step: Callable[..., T], *arguments: object) -> Future[Done[T]]:
+        """Queue a short step of a request; one that is cancelled before it runs is counted as dropped."""
+        future = self._pool.submit(timed, step, *arguments)
+
+        def watch(done: Future[Done[T]]) -> None:
+            if done.cancelled():
+                self.metrics.watch_drop(stage)(drop_reason(deadline))
+
+        future.add_done_callback(watch)
+        return future
+
+    async def run(self, step: Callable[..., T], *arguments: object) -> T:
+        """Run a short step beside the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, step, *arguments)
 
     def close(self) -> None:
         """Finish what is queued, then end the threads."""
-        self.pool.shutdown()
+        self._pool.shutdown()
         self.detect.close()

@@ -1,7 +1,8 @@
 """Prometheus metrics: base units, bounded label sets, no user data. One registry per application."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
 import torch
 from prometheus_client import (
     CollectorRegistry,
@@ -12,11 +13,37 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 STAGES = ("decode", "queue", "detect", "crop", "pose", "keypoints", "encode")
-QUEUES = ("detect", "pose")
+DROPS = ("place", "decode", "detect", "crop", "pose", "keypoints", "encode")
+DROP_REASONS = ("deadline_passed", "client_closed")
 RELOADS = ("ok", "unchanged", "refused")
+
+
+class ScoreHistogram(Collector):
+    """A histogram of scores in 0..1 by tenths, which takes an array at a time: a picture can have a thousand."""
+
+    def __init__(self, name: str, documentation: str) -> None:
+        self.name, self.documentation = name, documentation
+        self._edges = np.linspace(0.1, 1, 10, dtype=np.float32)
+        self._counts = np.zeros(len(self._edges) + 1, np.int64)
+        self._sum = 0.0
+
+    def observe(self, scores: np.ndarray) -> None:
+        """Count scores of any shape; for one thread."""
+        places = np.searchsorted(self._edges, scores.ravel())  # a score on an edge belongs below, as Prometheus has it
+        self._counts += np.bincount(places, minlength=len(self._counts))
+        self._sum += float(scores.sum())
+
+    def collect(self) -> Iterable[Metric]:
+        """See `Collector`."""
+        bounds = [f"{edge:.1f}" for edge in self._edges] + ["+Inf"]
+        buckets = list(zip(bounds, self._counts.cumsum().astype(float).tolist(), strict=True))
+        yield HistogramMetricFamily(self.name, self.documentation, buckets, self._sum)
 
 
 class Metrics:
@@ -35,7 +62,16 @@ class Metrics:
         )
         self.queue_depth = Gauge("pose_queue_depth", "Items waiting for a network.", ["stage"], registry=registry)
         self.rejected = Counter(
-            "pose_rejected", "Requests refused or given up, by cause.", ["reason"], registry=registry
+            "pose_rejected",
+            "Requests, and single pictures of a batch, refused or given up, by cause.",
+            ["reason"],
+            registry=registry,
+        )
+        self.dropped = Counter(
+            "pose_dropped",
+            "Pictures, at `pose` crops, dropped before a stage ran: the deadline passed or the client hung up.",
+            ["stage", "reason"],
+            registry=registry,
         )
         self.batch_size = Histogram(
             "pose_batch_size", "Items in one run.", ["stage"], buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
@@ -43,12 +79,8 @@ class Metrics:
         self.persons = Histogram(
             "pose_persons_per_image", "Persons found.", buckets=(0, 1, 2, 3, 5, 10, 20, 50), registry=registry
         )
-        self.keypoint_score = Histogram(
-            "pose_keypoint_score",
-            "Scores of all keypoints; watch it for drift.",
-            buckets=[i / 10 for i in range(1, 11)],
-            registry=registry,
-        )
+        self.keypoint_score = ScoreHistogram("pose_keypoint_score", "Scores of all keypoints; watch it for drift.")
+        registry.register(self.keypoint_score)
         self.model_info = Gauge(
             "pose_model_info",
             "1 for the model that serves.",
@@ -61,6 +93,9 @@ class Metrics:
             self.reloads.labels(result)
         for stage in STAGES:
             self.stage_duration.labels(stage)
+        for stage in DROPS:
+            for reason in DROP_REASONS:
+                self.dropped.labels(stage, reason)
 
     def show_model(self, info: Sequence[str], load_seconds: float) -> None:
         """The model that serves from now on, in the order of `pose_model_info`'s labels; the one before is gone."""
@@ -71,6 +106,10 @@ class Metrics:
     def watch_queue(self, stage: str, depth: Callable[[], int]) -> None:
         """Read a queue's length whenever metrics are asked for."""
         self.queue_depth.labels(stage).set_function(depth)
+
+    def watch_drop(self, stage: str) -> Callable[[str], None]:
+        """What counts a dropped item of the stage, given the reason."""
+        return lambda reason: self.dropped.labels(stage, reason).inc()
 
     def render(self) -> bytes:
         """The text exposition format."""

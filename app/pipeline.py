@@ -1,39 +1,28 @@
-"""The whole line in one place: bytes -> picture -> boxes -> crops -> heatmaps -> keypoints -> people.
+"""The whole line in one place: picture -> boxes -> crops -> heatmaps -> keypoints -> people.
 
-`Pipeline` holds the models and the steps, and runs them one after the other (`predict`). `SharedPipeline` runs the same
-steps for many requests at once: pictures are decoded in a pool, and each network has a thread whose runs they share.
+`Pipeline` holds the models and the steps, and runs them one after the other (`predict`). `app.sharing` runs the same
+steps for many requests at once.
 """
 
-import asyncio
 import logging
 import time
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import numpy as np
 import torch
 
-from app.batching import Batcher, Done
-from app.commons import Commons
 from app.detector import Boxes, Choice, Scores, choose_detector
 from app.engines import Runtime, choose_runtime, convert_apart, create_pose_engine
-from app.errors import DeadlineError, RequestError
-from app.images import Picture, decode, encode
-from app.metrics import Metrics
+from app.errors import RequestError
+from app.images import Picture
 from app.result import Floats, PoseResult
 from app.schemas import Options
 from app.settings import Settings
-from model.drawing import draw
 from model.inference import Engine, cut_crops, estimate, person_scores, to_picture
 from model.package import Package, load_package
-from model.skeletons import Skeleton
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -193,128 +182,3 @@ class Pipeline:
             scores,
             box_scores * mean,
         )
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a request gets: the people, and the annotated picture where it was asked for."""
-
-    result: PoseResult
-    picture: bytes | None
-
-
-class SharedPipeline:
-    """The pipeline's steps for many requests at once.
-
-    Args:
-        commons: what it shares with the pipelines before and after it.
-        watch_error: called with every exception of the pose network.
-
-    Attributes:
-        users: requests that are answered by this pipeline; it may be closed once there are none.
-    """
-
-    def __init__(
-        self, pipeline: Pipeline, commons: Commons, metrics: Metrics, watch_error: Callable[[Exception], object]
-    ) -> None:
-        settings = pipeline.settings
-        self.pipeline, self.commons, self.metrics, self.settings = pipeline, commons, metrics, settings
-        self.users = 0
-        size = metrics.batch_size.labels("pose").observe
-        self._pose = Batcher("pose", pipeline.pose, settings.max_batch, size, watch_error)
-        metrics.watch_queue("pose", self._pose.__len__)
-
-    @property
-    def working(self) -> int:
-        """Pictures being worked on."""
-        return self.commons.working
-
-    def close(self) -> None:
-        """Finish what is queued for the pose network, then end its thread."""
-        self._pose.close()
-
-    async def answer(self, data: bytes, options: Options, timeout: float, media_type: str | None) -> Answer:
-        """People of one encoded picture; drawn and encoded as `media_type` where that is not None.
-
-        Cancelling takes what has not begun out of the queues.
-
-        Raises:
-            RequestError: 400, 413, 415, 422: see `decode` and `Options`; 503 no place left; 504 too late.
-        """
-        options = self.pipeline.complete(options)
-        with self.commons.place():
-            try:
-                async with asyncio.timeout(timeout):
-                    return await self._work(data, options, time.monotonic() + timeout, media_type)
-            except TimeoutError:
-                raise DeadlineError() from None
-
-    async def _work(self, data: bytes, options: Options, deadline: float, media_type: str | None) -> Answer:
-        began = time.monotonic()
-        clock = _Clock()
-        pipeline = self.pipeline
-        picture = await self._timed_in_pool(clock, "decode", decode, data, self.settings.max_pixels)
-        found = pipeline.given_boxes(picture, options)
-        if found is None:
-            [found] = await clock.wait("detect", self.commons.detect.submit([picture], deadline))
-        boxes, box_scores = pipeline.select(found, options)
-        crops, affines = await self._timed_in_pool(clock, "crop", pipeline.cut, picture, boxes, options)
-        joints = await clock.wait("pose", self._pose.submit(crops, deadline))
-        result = await self._timed_in_pool(
-            clock, "keypoints", pipeline.assemble, picture, boxes, box_scores, joints, affines, options
-        )
-        drawn = None
-        if media_type is not None:
-            skeleton = pipeline.package.skeleton
-            drawn = await self._timed_in_pool(clock, "encode", _render, picture, result, skeleton, options, media_type)
-        self._record(clock, result)
-        timings = {name: clock.seconds[name] for name in ("decode", "detect", "pose", "queue")}
-        return Answer(replace(result, timings={**timings, "total": time.monotonic() - began}), drawn)
-
-    async def in_pool(self, step: Callable[..., T], *arguments: object) -> T:
-        """Run a short step beside the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self.commons.pool, step, *arguments)
-
-    async def _timed_in_pool(self, clock: "_Clock", stage: str, step: Callable[..., T], *arguments: object) -> T:
-        [result] = await clock.wait(stage, [self.commons.pool.submit(_timed, step, *arguments)])
-        return result
-
-    def _record(self, clock: "_Clock", result: PoseResult) -> None:
-        for stage, seconds in clock.seconds.items():
-            self.metrics.stage_duration.labels(stage).observe(seconds)
-        self.metrics.persons.observe(len(result.boxes))
-        for score in result.keypoint_scores.flat:
-            self.metrics.keypoint_score.observe(float(score))
-
-
-class _Clock:
-    """Seconds by stage of one request; `queue` is the time between a step's submission and its begin."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-
-    async def wait(self, stage: str, futures: Sequence[Future[Done[T]]]) -> list[T]:
-        """Results of steps submitted just now; cancelling this cancels those that have not begun."""
-        submitted = time.monotonic()
-        done = await asyncio.gather(*(asyncio.wrap_future(future) for future in futures), return_exceptions=True)
-        results: list[T] = []
-        for one in done:
-            if isinstance(one, BaseException):
-                raise one
-            results.append(one.result)
-        if futures:
-            finished = [one for one in done if isinstance(one, Done)]
-            began = min(one.began for one in finished)
-            self.seconds[stage] += max(one.ended for one in finished) - began
-            self.seconds["queue"] += max(0.0, began - submitted)
-        return results
-
-
-def _timed(step: Callable[..., T], *arguments: object) -> Done[T]:
-    began = time.monotonic()
-    result = step(*arguments)
-    return Done(result, began, time.monotonic())
-
-
-def _render(picture: Picture, result: PoseResult, skeleton: Skeleton, options: Options, media_type: str) -> bytes:
-    return encode(draw(picture, result, skeleton, options.draw, options.keypoint_score or 0), media_type)

@@ -12,8 +12,9 @@ from app.canary import warm
 from app.commons import Commons
 from app.errors import OverloadError
 from app.metrics import Metrics
-from app.pipeline import Pipeline, SharedPipeline
+from app.pipeline import Pipeline
 from app.settings import Settings
+from app.sharing import SharedPipeline
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +87,13 @@ class Service:
         """Take work with these models, which are loaded and warm."""
         if pipeline.runtime.device == "cuda":
             self.metrics.watch_gpu(lambda: self.alive)
-        self._commons = Commons(pipeline.settings, pipeline.detector, self.metrics, self.watch_error)
+        self._commons = Commons(
+            pipeline.settings,
+            pipeline.detector,
+            self.metrics,
+            self.watch_error,
+            one_by_one=pipeline.runtime.device == "cpu",
+        )
         self._shared = self._share(pipeline, self._commons)
 
     async def swap(self, pipeline: Pipeline) -> None:

@@ -47,19 +47,43 @@ class Settings(BaseSettings):
     engine: Literal["auto", "openvino", "torch"] = Field(
         default="auto", description="What runs them; `auto` is openvino on the CPU and torch on a GPU."
     )
-    precision: Literal["auto", "bf16", "f32"] = Field(
+    precision: Literal["auto", "bf16", "f32", "int8"] = Field(
         default="auto",
-        description="Arithmetic inside the networks; `auto` is bf16 where the hardware has it. Heads stay f32.",
+        description="Arithmetic inside the networks; `auto` is bf16 where the hardware has it. Heads stay f32. `int8` "
+        "is the pose network's, on openvino only, and needs a package with int8 ranges (`pose quantise`).",
     )
-    threads: int = Field(default=0, ge=0, le=1024, description="CPU threads of the networks; 0 takes every core.")
-    decode_threads: int = Field(default=2, ge=1, le=256, description="Threads that decode and encode pictures.")
+    threads: int = Field(
+        default=0,
+        ge=0,
+        le=1024,
+        validate_default=True,
+        description="CPU threads of the networks, which take turns on a CPU; 0 takes one per core that this process "
+        "may use (its affinity and its container's CPU quota).",
+    )
+    decode_threads: int = Field(
+        default=0,
+        ge=0,
+        le=256,
+        validate_default=True,
+        description="Threads that decode, cut and encode pictures, beside those of the networks; 0 takes one for "
+        "every two cores, at most 16.",
+    )
     cache: Path | None = Field(
         default=None,
         description="Folder for converted networks, so that later starts are quick; default `pose` in the user's cache "
         "folder. One that cannot be written costs time at the start, nothing else.",
     )
     max_bytes: int = Field(
-        default=20 * 2**20, ge=1, description="Most bytes of a request's body; more is answered 413."
+        default=20 * 2**20,
+        ge=1,
+        description="Most bytes of the body of a request with one picture, and of each picture of `/pose/batch`; more "
+        "is answered 413.",
+    )
+    max_pictures: int = Field(
+        default=32, ge=1, le=1024, description="Most pictures of one request to `/pose/batch`; more is answered 413."
+    )
+    max_pictures_bytes: int = Field(
+        default=64 * 2**20, ge=1, description="Most bytes of the body of such a request; more is answered 413."
     )
     max_pixels: int = Field(
         default=40_000_000,
@@ -84,8 +108,9 @@ class Settings(BaseSettings):
     queue_size: int = Field(
         default=32,
         ge=1,
-        description="Most pictures being worked on or waiting for it; one more is answered 503. Bounds the memory: "
-        "queue_size x max_pixels x 3 bytes at the very most.",
+        description="Most pictures being worked on or waiting for it; one more is answered 503. Those of `/pose/batch` "
+        "wait for a place each instead, and take at most half of them. Bounds the memory: queue_size x max_pixels x 3 "
+        "bytes at the very most.",
     )
     max_connections: int = Field(
         default=256,
@@ -119,12 +144,34 @@ class Settings(BaseSettings):
             return tuple(key.strip() for key in value.split(",") if key.strip())
         return value
 
+    @field_validator("threads")
+    @classmethod
+    def _fit_threads(cls, value: int) -> int:
+        return value or count_cores()
+
+    @field_validator("decode_threads")
+    @classmethod
+    def _fit_decode_threads(cls, value: int) -> int:
+        # decoding is a tenth of the networks' arithmetic; more threads would only take cores from a run under way
+        return value or min(16, max(1, count_cores() // 2))
+
     @property
     def cache_folder(self) -> Path:
         """The folder for converted networks; it need not exist."""
         if self.cache is not None:
             return self.cache
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pose"
+
+
+def count_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Cores this process may use: by its affinity, and by its container's quota (cgroup v2: `max` or microseconds of
+    CPU time, then those of the period) where there is one."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        most, period = quota.read_text().split()
+        return max(1, min(cores, int(most) // int(period)))
+    except (OSError, ValueError):
+        return cores
 
 
 def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
