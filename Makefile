@@ -34,7 +34,7 @@ check: .venv/.develop ## formatting, lint, types, import boundaries
 
 .venv/.develop: .venv/.serve
 	@echo "installing the tools for training and tests into .venv"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,quantise,export,dev]'
 	@$(MAKE) --no-print-directory headless
 	@touch $@
 

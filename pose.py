@@ -23,6 +23,8 @@ EXAMPLES = """examples:
   pose train shared_small                     train, or go on with, a shipped configuration
   pose validate sdhrnet_w32_coco              score a weight package
   pose publish runs/sdhrnet_w32_coco          turn a run into a weight package
+  pose quantise runs/packages/mine            add what POSE_PRECISION=int8 needs, and measure what it costs
+  pose export sdhrnet_w32_coco -o out         one ONNX or OpenVINO file for other programs
   pose train-detector --minutes 60            train the person detector
   pose info                                   packages, settings, device
 """
@@ -100,6 +102,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--box-score", type=float, help="least score of a detected box (default: the service's; 0 for a file)"
     )
     sub.add_argument("--engine", default="torch", help="torch or openvino (default: torch in float32, the reference)")
+    sub.add_argument(
+        "--precision", help="of the openvino engine: auto, bf16, f32 or int8 (default: auto, as the service)"
+    )
     sub.add_argument("--no-flip-test", action="store_true", help="leave out the mirrored crops, as the service does")
     sub.add_argument(
         "--gallery", type=Path, metavar="FOLDER", help="draw the people of the lowest OKS into this folder"
@@ -112,6 +117,35 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("-o", "--output", type=Path, help="folder of packages (default: the bundled ones)")
     sub.add_argument("--size", help="input size HxW to serve at (default: the last phase's)")
     sub.add_argument("--force", action="store_true", help="replace a package that scores higher")
+
+    sub = command("quantise", quantise, "add int8 ranges to a weight package", "pose quantise packages/mine")
+    sub.description = (
+        "Find int8 ranges for a package on real crops, measure what int8 costs in accuracy, and keep both with the "
+        "package: POSE_PRECISION=int8 needs them. Needs the extra `quantise`; takes minutes. Run it again after every "
+        "`pose publish`, which leaves them out, as they belong to one set of weights."
+    )
+    sub.add_argument("package", help="a bundled package's name or a folder")
+    sub.add_argument("--crops", type=int, default=300, help="people to find ranges on (default: 300)")
+    sub.add_argument(
+        "--annotations", type=Path, metavar="FILE", help="their labels (default: COCO's training pictures)"
+    )
+    sub.add_argument("--images", type=Path, metavar="FOLDER", help="and pictures (default: beside the labels)")
+    sub.add_argument(
+        "--set", dest="sets", action="append", metavar="NAME",
+        help="validation set to measure on; repeatable (default: those in POSE_DATA that fit)",
+    )  # fmt: skip
+    sub.add_argument("--val-annotations", type=Path, metavar="FILE", help="measure on a set of your own: its labels")
+    sub.add_argument("--val-images", type=Path, metavar="FOLDER", help="and its pictures (default: beside the labels)")
+
+    sub = command("export", export, "write a network as an ONNX or OpenVINO file", "")
+    sub.epilog = (
+        "examples:\n  pose export sdhrnet_w32_coco -o out\n  pose export packages/mine --format openvino -o out\n\n"
+        "The file holds joints, input size and all else that its user needs; it is kept only if its keypoints on real\n"
+        "people are those of PyTorch. See docs/export.md."
+    )
+    sub.add_argument("package", help="a bundled package's name or a folder")
+    sub.add_argument("--format", choices=["onnx", "openvino"], default="onnx", help="default: onnx")
+    sub.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder for the file")
 
     sub = command("train-detector", train_detector, "train the person detector", "pose train-detector --minutes 60")
     sub.add_argument("-o", "--output", dest="folder", type=Path, help="run folder (default: $POSE_RUNS/detector)")
@@ -175,8 +209,9 @@ def validate(options: argparse.Namespace) -> int:
     from training.validation import Request, run_validation
 
     package = load_package(options.package)
-    settings = load_settings({"POSE_ENGINE": options.engine})
-    engine = None if options.engine == "torch" else build_engine(package, settings.engine)
+    settings = load_settings({"POSE_ENGINE": options.engine, "POSE_PRECISION": options.precision or "auto"})
+    reference = options.engine == "torch" and options.precision in (None, "f32")
+    engine = None if reference else build_engine(package, settings.engine, settings.precision)
     detector, score = options.detections, options.box_score
     if options.detector:
         detector = load_detector(options.detector)
@@ -186,7 +221,8 @@ def validate(options: argparse.Namespace) -> int:
         options.gallery, options.reliability,
     )  # fmt: skip
     report = run_validation(package, request, engine)
-    Console().print(build_report(package.card, options.engine, report))
+    name = options.engine + (f" {options.precision}" if options.precision else "")
+    Console().print(build_report(package.card, name, report))
     if options.json:
         options.json.write_text(json.dumps([entry.model_dump() for entry in report], indent=2) + "\n")
     return 0
@@ -206,6 +242,44 @@ def publish(options: argparse.Namespace) -> int:
     card = read_card(folder)
     Console().print(build_report(card, "torch", card.evaluation))
     print(f"published {folder}")
+    return 0
+
+
+def quantise(options: argparse.Namespace) -> int:
+    """`pose quantise`."""
+    from app.engines import build_engine, find_pose_ranges
+    from app.settings import load_settings
+    from model.package import find_package, load_package
+    from training.quantising import Tools, describe_loss
+    from training.quantising import quantise as run
+    from training.validation import Request
+
+    package, folder = load_package(options.package), find_package(options.package)
+    cache = load_settings().cache_folder
+    tools = Tools(
+        f"nncf {version('nncf')}",
+        lambda crops, tick: find_pose_ranges(package, crops, cache, tick),
+        lambda one, precision: build_engine(one, "openvino", precision),
+    )
+    calibration = Request(annotations=options.annotations, images=options.images)
+    validation = Request(options.sets, options.val_annotations, options.val_images)
+    card = run(package, folder, calibration, validation, options.crops, tools)
+    assert card.int8 is not None
+    shift = card.int8.shift
+    print(f"float32 -> int8\n{describe_loss(card.int8.before, card.int8.after)}")
+    print(f"{shift.joints} keypoints move by {shift.mean:.2f} pixels on average, 99th percentile {shift.high:.1f}")
+    print(f"{folder} can be served with POSE_PRECISION=int8")
+    return 0
+
+
+def export(options: argparse.Namespace) -> int:
+    """`pose export`."""
+    from app.export import export as run
+    from app.settings import load_settings
+    from model.package import load_package
+
+    files = run(load_package(options.package), options.format, options.output, load_settings().cache_folder)
+    print("\n".join(str(file) for file in files))
     return 0
 
 

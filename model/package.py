@@ -1,6 +1,7 @@
 """Weight packages: `<name>/weights.safetensors` (half precision) and `<name>/card.json`, checked when read. No pickle.
 
-A package is all that serving needs: the card says how to build the network, cut its crops and read its heatmaps.
+A package is all that serving needs: the card says how to build the network, cut its crops and read its heatmaps. It may
+hold `int8.safetensors` as well, what int8 needs beside the weights (`pose quantise`).
 """
 
 import hashlib
@@ -22,10 +23,11 @@ from model.codec import HeatmapCodec
 from model.crop import PADDING
 from model.errors import PackageError
 from model.networks import build
+from model.ranges import Ranges, read_ranges, write_ranges
 from model.skeletons import SKELETONS, Skeleton
 
 BUNDLED = Path(__file__).parent / "packages"
-WEIGHTS, CARD = "weights.safetensors", "card.json"
+WEIGHTS, CARD, INT8 = "weights.safetensors", "card.json", "int8.safetensors"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -108,6 +110,26 @@ class Calibration(_Record):
         return tuple(tuple(self.table[joint]) for joint in skeleton.joints)
 
 
+class Shift(_Record):
+    """How far an engine's keypoints lie from those of the float32 PyTorch network; see `model.parity`."""
+
+    joints: int = Field(description="joints that count")
+    mean: float = Field(description="pixels of the picture")
+    high: float = Field(description="99th percentile, pixels of the picture")
+
+
+class Quantisation(_Record):
+    """Where `int8.safetensors` is from, and what int8 costs: the same people, boxes and protocol before and after."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of the file")
+    tool: str
+    data: str = Field(description="set of the crops that the ranges were found on")
+    crops: int
+    before: list[Evaluation] = Field(description="float32")
+    after: list[Evaluation] = Field(description="int8")
+    shift: Shift
+
+
 class Card(_Record):
     """`card.json`: everything about a package but the numbers themselves."""
 
@@ -127,6 +149,7 @@ class Card(_Record):
     recipe: dict[str, Any]
     evaluation: list[Evaluation]
     calibration: Calibration | None = None
+    int8: Quantisation | None = None
 
 
 @dataclass(frozen=True)
@@ -137,6 +160,7 @@ class Package:
     network: nn.Module
     skeleton: Skeleton
     codec: HeatmapCodec
+    ranges: Ranges | None = None  # for int8
 
 
 def find_package(name_or_path: str) -> Path:
@@ -198,7 +222,8 @@ def load_package(name_or_path: str) -> Package:
     """Read and check a package; the network comes in float32, evaluation mode, on the CPU.
 
     Raises:
-        PackageError: see `find_package` and `read_card`; or the weights do not fit the architecture.
+        PackageError: see `find_package` and `read_card`; or the weights do not fit the architecture, or int8's
+            ranges are missing, damaged or made for other weights.
     """
     folder = find_package(name_or_path)
     card = read_card(folder)
@@ -214,7 +239,18 @@ def load_package(name_or_path: str) -> Package:
         reason = str(error).splitlines()
         detail = " ".join(line.strip() for line in reason[:2])
         raise PackageError(f"{folder / WEIGHTS} does not fit {card.architecture.name}: {detail}") from None
-    return Package(card, network.eval(), SKELETONS[card.skeleton], codec)
+    ranges = _load_ranges(folder / INT8, card) if card.int8 else None
+    return Package(card, network.eval(), SKELETONS[card.skeleton], codec, ranges)
+
+
+def _load_ranges(path: Path, card: Card) -> Ranges:
+    assert card.int8 is not None
+    if not path.is_file() or hash_file(path) != card.int8.sha256:
+        raise PackageError(f"{path} is missing or not the card's: fetch the package again, or run `pose quantise`")
+    ranges = read_ranges(path)
+    if ranges.weights != card.sha256:
+        raise PackageError(f"{path} was made for other weights: run `pose quantise` again")
+    return ranges
 
 
 def write_package(folder: Path, fields: Mapping[str, Any], state: Mapping[str, Tensor]) -> Card:
@@ -239,6 +275,32 @@ def write_package(folder: Path, fields: Mapping[str, Any], state: Mapping[str, T
         save_file(half, beside / WEIGHTS)
         (beside / WEIGHTS).chmod(0o644)  # safetensors writes for its owner alone
         card = Card.model_validate({**fields, "sha256": hash_file(beside / WEIGHTS)})
+        (beside / CARD).write_text(card.model_dump_json(indent=2) + "\n")
+        load_package(str(beside))
+        beside.chmod(0o755)
+        replace_folder(beside, folder)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    return card
+
+
+def add_ranges(folder: Path, ranges: Ranges, fields: Mapping[str, Any]) -> Card:
+    """The package with int8's ranges in place of any older ones, written as `write_package` does.
+
+    Args:
+        fields: `Quantisation` without `sha256`.
+
+    Raises:
+        PackageError: the package is damaged, or the ranges were made for other weights.
+    """
+    card = read_card(folder)
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        shutil.copytree(folder, beside, dirs_exist_ok=True)
+        write_ranges(beside / INT8, ranges)
+        (beside / INT8).chmod(0o644)
+        card = card.model_copy(update={"int8": Quantisation(**fields, sha256=hash_file(beside / INT8))})
         (beside / CARD).write_text(card.model_dump_json(indent=2) + "\n")
         load_package(str(beside))
         beside.chmod(0o755)

@@ -6,20 +6,25 @@ import multiprocessing
 import os
 import re
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+import openvino
 import torch
 from torch import Tensor, nn
 
 import model
-from app.engines.openvino import OpenVINOEngine, has_bf16
+from app.engines.int8 import find_ranges
+from app.engines.openvino import OpenVINOEngine, convert_cached, has_bf16
 from app.engines.torch import Float32Head, TorchEngine
 from app.settings import Settings, SettingsError
 from model.errors import PackageError
 from model.inference import Engine, PixelNetwork
 from model.package import Package, load_package
+from model.ranges import Ranges
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +35,10 @@ EXACT = re.compile(r"network\.(head|pyramid|stages\.2\.\d\.(branches\.0|exchange
 
 @dataclass(frozen=True)
 class Runtime:
-    """An engine, where it runs, and its arithmetic: `openvino` or `torch`, `cpu` or `cuda`, `bf16` or `f32`."""
+    """An engine, where it runs, and its arithmetic: `openvino` or `torch`, `cpu` or `cuda`, `bf16`, `f32` or `int8`.
+
+    int8 is the pose network's; a detector has no ranges and runs in bf16 then, or in f32 where the CPU has no bf16.
+    """
 
     engine: str
     device: str
@@ -47,8 +55,13 @@ def choose_runtime(settings: Settings) -> Runtime:
     cuda = torch.cuda.is_available()
     if settings.device == "cuda" and not cuda:
         raise SettingsError("POSE_DEVICE=cuda, but torch finds no CUDA device here; use auto or cpu")
+    if settings.precision == "int8" and (settings.device == "cuda" or settings.engine == "torch"):
+        raise SettingsError(
+            "POSE_PRECISION=int8 runs on OpenVINO on the CPU only; leave POSE_DEVICE and POSE_ENGINE at auto, or use "
+            "another precision"
+        )
     device = ("cuda" if cuda else "cpu") if settings.device == "auto" else settings.device
-    if settings.engine == "openvino" and settings.device == "auto":
+    if settings.device == "auto" and (settings.engine == "openvino" or settings.precision == "int8"):
         device = "cpu"
     if settings.engine == "openvino" and device == "cuda":
         raise SettingsError("POSE_ENGINE=openvino runs on the CPU only; use POSE_DEVICE=cpu or POSE_ENGINE=torch")
@@ -67,7 +80,13 @@ def choose_runtime(settings: Settings) -> Runtime:
 
 
 def create_engine(
-    network: nn.Module, example: Tensor, key: str, runtime: Runtime, cache: Path, exact: re.Pattern[str] | None = None
+    network: nn.Module,
+    example: Tensor,
+    key: str,
+    runtime: Runtime,
+    cache: Path,
+    exact: re.Pattern[str] | None = None,
+    ranges: Ranges | None = None,
 ) -> OpenVINOEngine | TorchEngine:
     """The network on its runtime: array (N, ...) in, tensor (N, ...) out; for one thread.
 
@@ -75,20 +94,49 @@ def create_engine(
         example: an input with the shape and type of all others, but for N.
         key: names the weights, for the cache of converted networks.
         exact: modules that OpenVINO keeps in float32.
+        ranges: what int8 needs; a network without them runs in bf16 or f32 in its stead.
     """
     if runtime.engine == "openvino":
+        precision = runtime.precision
+        if precision == "int8" and ranges is None:
+            precision = "bf16" if has_bf16() else "f32"
         key = f"{key} {_hash_code()}"
-        return OpenVINOEngine(network, example, key, runtime.precision, runtime.threads, cache, exact)
+        return OpenVINOEngine(network, example, key, precision, runtime.threads, cache, exact, ranges)
     return TorchEngine(network, runtime.device, runtime.precision)
 
 
 def create_pose_engine(package: Package, runtime: Runtime, cache: Path) -> Engine:
-    """The engine of a pose package; with the torch engine the package's network becomes the engine's own."""
+    """The engine of a pose package; with the torch engine the package's network becomes the engine's own.
+
+    Raises:
+        PackageError: int8 is asked for, and the package has no ranges, or some that do not fit.
+    """
+    if runtime.precision == "int8" and package.ranges is None:
+        card = package.card
+        raise PackageError(
+            f"POSE_PRECISION=int8, but package {card.name} {card.version} has no int8 ranges: make them with `pose "
+            "quantise PACKAGE`, or use auto"
+        )
     if runtime.engine == "torch" and runtime.precision == "bf16":
         package.network.head = Float32Head(package.network.get_submodule("head"))
-    example = torch.zeros(2, *package.card.input_size, 3, dtype=torch.uint8)
     network = PixelNetwork(package.network, package.card)
-    return create_engine(network, example, package.card.sha256, runtime, cache, EXACT)
+    return create_engine(network, example_crops(package), package.card.sha256, runtime, cache, EXACT, package.ranges)
+
+
+def example_crops(package: Package) -> Tensor:
+    """(2, H, W, 3) uint8 zeros of the package's size, to trace its network with."""
+    return torch.zeros(2, *package.card.input_size, 3, dtype=torch.uint8)
+
+
+def convert_pose(package: Package, cache: Path) -> openvino.Model:
+    """The package's network as an OpenVINO graph in float32: (N, H, W, 3) uint8 crops -> heatmaps."""
+    network, key = PixelNetwork(package.network, package.card), f"{package.card.sha256} {_hash_code()}"
+    return convert_cached(openvino.Core(), network, example_crops(package), key, cache)
+
+
+def find_pose_ranges(package: Package, crops: np.ndarray, cache: Path, tick: Callable[[], object] = int) -> Ranges:
+    """What the package needs for int8; see `app.engines.int8.find_ranges`."""
+    return find_ranges(convert_pose(package, cache), crops, EXACT, package.card.sha256, tick)
 
 
 def convert_apart(name_or_path: str, runtime: Runtime, cache: Path) -> None:
@@ -119,13 +167,18 @@ def _convert(name_or_path: str, runtime: Runtime, cache: Path) -> None:
     create_pose_engine(load_package(name_or_path), runtime, cache)
 
 
-def build_engine(package: Package, engine: Literal["auto", "openvino", "torch"]) -> Engine:
+def build_engine(
+    package: Package,
+    engine: Literal["auto", "openvino", "torch"],
+    precision: Literal["auto", "bf16", "f32", "int8"] = "auto",
+) -> Engine:
     """The named engine for a package on this machine, with every other setting at its default: for validation.
 
     Raises:
         SettingsError: see `choose_runtime`.
+        PackageError: see `create_pose_engine`.
     """
-    settings = Settings(engine=engine)
+    settings = Settings(engine=engine, precision=precision)
     return create_pose_engine(package, choose_runtime(settings), settings.cache_folder)
 
 

@@ -16,6 +16,10 @@ import openvino
 import torch
 from torch import Tensor, nn
 
+from app.engines.int8 import insert_ranges
+from model.inference import Engine
+from model.ranges import Ranges
+
 logger = logging.getLogger(__name__)
 
 # The mark that keeps an operation in float32. OpenVINO's Python has no way to make one, so it is read from a graph.
@@ -39,10 +43,14 @@ class OpenVINOEngine:
         network: one tensor in, one tensor out.
         example: an input (N, ...) with the shape and type of all others, but for N; it may be zeros.
         key: names the converted network in the cache; must change whenever the network does.
-        precision: `bf16` or `f32`.
+        precision: `bf16`, `f32`, or `int8`, which needs ranges.
         threads: CPU threads.
         cache: folder for converted networks; made where missing.
-        exact: pattern of the modules' names that compute in float32 whatever the precision.
+        exact: pattern of the modules' names that compute in float32 though the precision is `bf16`.
+        ranges: where the network computes in int8; all else is float32 then.
+
+    Raises:
+        PackageError: the ranges do not fit the network.
     """
 
     def __init__(
@@ -54,13 +62,17 @@ class OpenVINOEngine:
         threads: int,
         cache: Path,
         exact: re.Pattern[str] | None = None,
+        ranges: Ranges | None = None,
     ) -> None:
         core = openvino.Core()
-        model = _convert_cached(core, network, example, key, cache)
-        if exact is not None and precision != "f32":
+        model = convert_cached(core, network, example, key, cache)
+        if precision == "int8":
+            assert ranges is not None
+            insert_ranges(model, ranges)
+        elif precision == "bf16" and exact is not None:
             _keep_float32(core, model, exact)
         options = {
-            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_PRECISION_HINT": "f32" if precision == "int8" else precision,
             "INFERENCE_NUM_THREADS": threads,
             "PERFORMANCE_HINT": "LATENCY",
         }
@@ -72,6 +84,13 @@ class OpenVINOEngine:
         return torch.from_numpy(self._request.infer({0: crops}, share_inputs=True)[0])
 
 
+def compile_float32(path: Path) -> Engine:
+    """A graph that was saved, in float32; called as `OpenVINOEngine` is."""
+    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    request = compiled.create_infer_request()
+    return lambda crops: torch.from_numpy(request.infer({0: crops})[0])
+
+
 def _keep_float32(core: openvino.Core, model: openvino.Model, exact: re.Pattern[str]) -> None:
     """Mark the operations of the modules named by `exact`; an operation's name holds its module's."""
     [parameter] = core.read_model(MARKED, b"").get_parameters()
@@ -81,7 +100,8 @@ def _keep_float32(core: openvino.Core, model: openvino.Model, exact: re.Pattern[
             operation.set_rt_info(mark, name)
 
 
-def _convert_cached(core: openvino.Core, network: nn.Module, example: Tensor, key: str, cache: Path) -> openvino.Model:
+def convert_cached(core: openvino.Core, network: nn.Module, example: Tensor, key: str, cache: Path) -> openvino.Model:
+    """`convert`, or its result of an earlier start from the cache folder."""
     versions = f"{key} {torch.__version__} {openvino.__version__} {tuple(example.shape[1:])} {example.dtype}"
     path = cache / f"{hashlib.sha256(versions.encode()).hexdigest()[:32]}.xml"
     if path.is_file():
