@@ -1,12 +1,13 @@
-"""From a request to a picture's bytes and its options, within the limits of size and time.
+"""From a request to pictures' bytes and their options, within the limits of size and time.
 
-Three ways in: a form with the part `file`, the picture as the body, or JSON with the picture in base64. A body is held
-in memory, never on disk, and is bounded by `max_bytes` while it arrives, whatever its headers say.
+Three ways in: a form with the part `file`, the picture as the body, or JSON with the picture in base64; two for several
+pictures: a form with several such parts, or JSON with a list. A body is held in memory, never on disk, and is bounded
+by `max_bytes` (`max_pictures_bytes`) while it arrives, whatever its headers say.
 """
 
 import asyncio
 import binascii
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -16,23 +17,24 @@ from starlette.requests import Request
 
 from app.errors import ClientGoneError, RequestError
 from app.images import MEDIA_TYPES
-from app.schemas import JsonRequest, Options
+from app.schemas import JsonBatchRequest, JsonRequest, Options
 from app.settings import Settings
 
 RAW_TYPES = (*MEDIA_TYPES, "application/octet-stream")
 FORM, JSON = "multipart/form-data", "application/json"
-ACCEPTED = ", ".join((FORM, *RAW_TYPES, JSON))
+ONE_PICTURE, SEVERAL_PICTURES = (FORM, *RAW_TYPES, JSON), (FORM, JSON)
 MAX_FIELDS = 16
 MAX_FIELD_BYTES = 64 * 1024  # of one option in a form; a thousand boxes fit
+CHUNK = 2**20  # bytes of a form that are looked through before others get the event loop
 LINGER = 1.0  # seconds in which the rest of a refused body is thrown away, so that its sender reads the answer
 
 Fields = Mapping[str, str]
 Parsed = tuple[bytes, Options]
+Several = tuple[Sequence[bytes | RequestError], Options]
+InPool = Callable[..., Awaitable[Any]]
 
 
-async def read_picture(
-    request: Request, settings: Settings, in_pool: Callable[[Callable[..., Parsed], bytes, Fields], Awaitable[Parsed]]
-) -> Parsed:
+async def read_picture(request: Request, settings: Settings, in_pool: InPool) -> Parsed:
     """The picture's bytes, not yet looked at, and the options of query and body.
 
     Args:
@@ -42,20 +44,40 @@ async def read_picture(
         RequestError: 400 malformed body, 408 too slow, 413 too many bytes, 415 type not accepted, 422 bad option.
         ClientGoneError: the client hung up.
     """
-    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if kind not in (FORM, JSON, *RAW_TYPES):
-        await _linger(request)
-        raise _closing(415, "unsupported_type", f"Content-Type {kind[:80]!r} is not accepted; accepted are {ACCEPTED}")
-    query = _unique(request.query_params.multi_items())
-    body = await _receive(request, settings)
+    kind, query, body = await _read_body(request, ONE_PICTURE, settings.max_bytes, settings.receive_timeout)
     if kind == JSON:
-        return await in_pool(_read_json, body, query)
+        parsed: Parsed = await in_pool(_read_json, body, query)
+        return parsed
     if kind == FORM:
-        data, fields = await _read_form(request.headers, body)
-        return data, _read_options([*query.items(), *fields])
+        files, fields = await _read_form(request.headers, body, 1)
+        if not files[0]:
+            raise RequestError(400, "no_image", "the file in the part `file` is empty")
+        return files[0], _read_options([*query.items(), *fields])
     if not body:
         raise RequestError(400, "no_image", "the body is empty; send the picture as the body")
     return body, _read_options(query.items())
+
+
+async def read_pictures(request: Request, settings: Settings, in_pool: InPool) -> Several:
+    """The bytes of several pictures, not yet looked at, in order, and the options of query and body for all of them.
+
+    In place of a picture that is empty, over `max_bytes` or no base64 stands the error that is its answer.
+
+    Args:
+        in_pool: runs a function off the event loop.
+
+    Raises:
+        RequestError, ClientGoneError: as `read_picture`; also 413 too many pictures.
+    """
+    limit = settings.max_pictures_bytes
+    kind, query, body = await _read_body(request, SEVERAL_PICTURES, limit, settings.receive_timeout)
+    pictures: Sequence[bytes | RequestError]
+    if kind == JSON:
+        pictures, options = await in_pool(_read_json_batch, body, query, settings.max_pictures)
+    else:
+        pictures, fields = await _read_form(request.headers, body, settings.max_pictures)
+        options = _read_options([*query.items(), *fields])
+    return [_check_size(picture, settings.max_bytes) for picture in pictures], options
 
 
 async def wait_for_hangup(request: Request) -> None:
@@ -64,23 +86,46 @@ async def wait_for_hangup(request: Request) -> None:
         pass
 
 
-async def _receive(request: Request, settings: Settings) -> bytes:
+def _check_size(picture: bytes | RequestError, limit: int) -> bytes | RequestError:
+    if isinstance(picture, RequestError):
+        return picture
+    if not picture:
+        return RequestError(400, "no_image", "the picture is empty")
+    if len(picture) > limit:
+        message = f"the picture has {len(picture)} bytes, the limit is {limit}: send a smaller one"
+        return RequestError(413, "too_many_bytes", message)
+    return picture
+
+
+async def _read_body(
+    request: Request, accepted: Collection[str], most: int, seconds: float
+) -> tuple[str, dict[str, Any], bytes]:
+    """The content type, the query and the body of at most `most` bytes."""
+    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if kind not in accepted:
+        await _linger(request)
+        message = f"Content-Type {kind[:80]!r} is not accepted; accepted are {', '.join(accepted)}"
+        raise _closing(415, "unsupported_type", message)
+    return kind, _unique(request.query_params.multi_items()), await _receive(request, most, seconds)
+
+
+async def _receive(request: Request, most: int, seconds: float) -> bytes:
     declared = request.headers.get("content-length", "")
-    too_many = _closing(413, "too_many_bytes", f"the body has more than {settings.max_bytes} bytes, the limit")
-    if declared.isdecimal() and int(declared) > settings.max_bytes:
+    too_many = _closing(413, "too_many_bytes", f"the body has more than {most} bytes, the limit")
+    if declared.isdecimal() and int(declared) > most:
         await _linger(request)
         raise too_many
     body = bytearray()
     try:
-        async with asyncio.timeout(settings.receive_timeout):
+        async with asyncio.timeout(seconds):
             async for chunk in _chunks(request):
                 body += chunk
-                if len(body) > settings.max_bytes:
+                if len(body) > most:
                     break
     except TimeoutError:
-        message = f"the body took more than {settings.receive_timeout:g} s to arrive, the limit"
+        message = f"the body took more than {seconds:g} s to arrive, the limit"
         raise _closing(408, "body_too_slow", message) from None
-    if len(body) > settings.max_bytes:
+    if len(body) > most:
         await _linger(request)
         raise too_many
     return bytes(body)
@@ -113,30 +158,41 @@ def _closing(status: int, code: str, message: str) -> RequestError:
     return RequestError(status, code, message, {"Connection": "close"})
 
 
-async def _read_form(headers: Headers, body: bytes) -> tuple[bytes, list[tuple[str, str]]]:
-    """The part `file` and the other fields."""
+async def _read_form(headers: Headers, body: bytes, most: int) -> tuple[list[bytes], list[tuple[str, str]]]:
+    """The files of the parts `file`, one at least, and the other fields."""
 
     async def stream() -> AsyncGenerator[bytes, None]:
-        yield body
+        for i in range(0, len(body), CHUNK):
+            yield body[i : i + CHUNK]
+            await asyncio.sleep(0)
 
-    parser = MultiPartParser(headers, stream(), max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES)
+    parser = MultiPartParser(headers, stream(), max_files=most, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES)
     parser.spool_max_size = len(body)  # never to disk
     try:
         form = await parser.parse()
-        file = form.get("file")
-        if not isinstance(file, UploadFile):
+        files = form.getlist("file")
+        if not files or any(isinstance(file, str) for file in files):
             raise RequestError(400, "no_image", "the form has no file in its part `file`")
-        data = await file.read()
+        others = [name for name, value in form.multi_items() if isinstance(value, UploadFile) and name != "file"]
+        if others:
+            raise RequestError(400, "malformed_form", f"a file in the part {others[0][:40]!r}; files go into `file`")
+        data = [await file.read() for file in files if isinstance(file, UploadFile)]
     except MultiPartException as error:
+        if most > 1 and error.message.startswith("Too many files"):
+            raise _too_many_pictures(most) from None
         raise RequestError(400, "malformed_form", error.message) from None
     except (UnicodeError, LookupError) as error:  # of the charset that the content type names
         raise RequestError(400, "malformed_form", f"the form is not in the charset that it names: {error}") from None
     finally:
         for spooled in parser._files_to_close_on_error:  # also those of parts that were cut short
             spooled.close()
-    if not data:
-        raise RequestError(400, "no_image", "the file in the part `file` is empty")
     return data, [(name, value) for name, value in form.multi_items() if isinstance(value, str)]
+
+
+def _too_many_pictures(most: int) -> RequestError:
+    return RequestError(
+        413, "too_many_pictures", f"more than {most} pictures, the limit of one request: send them in several"
+    )
 
 
 def _read_json(body: bytes, query: Fields) -> Parsed:
@@ -144,16 +200,44 @@ def _read_json(body: bytes, query: Fields) -> Parsed:
         parsed = JsonRequest.model_validate_json(body)
     except ValidationError as error:
         raise _explain(error, JsonRequest) from None
-    given = parsed.model_dump(include=parsed.model_fields_set - {"image"})
-    options = _read_options([*query.items(), *given.items()])
-    text = parsed.image.partition(",")[2] if parsed.image.startswith("data:") else parsed.image
-    try:
-        data = binascii.a2b_base64("".join(text.split()), strict_mode=True)
-    except ValueError as error:
-        raise RequestError(400, "bad_base64", f"`image` is no base64: {error}") from None
+    options = _merge(parsed, query, "image")
+    data = _read_base64(parsed.image, "image")
     if not data:
         raise RequestError(400, "no_image", "`image` is empty")
     return data, options
+
+
+def _read_json_batch(body: bytes, query: Fields, most: int) -> Several:
+    try:
+        parsed = JsonBatchRequest.model_validate_json(body)
+    except ValidationError as error:
+        raise _explain(error, JsonBatchRequest) from None
+    options = _merge(parsed, query, "images")
+    if not parsed.images:
+        raise RequestError(400, "no_image", "`images` is empty")
+    if len(parsed.images) > most:
+        raise _too_many_pictures(most)
+    pictures: list[bytes | RequestError] = []
+    for i, text in enumerate(parsed.images):
+        try:
+            pictures.append(_read_base64(text, f"images.{i}"))
+        except RequestError as error:
+            pictures.append(error)
+    return pictures, options
+
+
+def _merge(parsed: Options, query: Fields, *own: str) -> Options:
+    """The options of the query and of the JSON, of which `own` are none."""
+    given = parsed.model_dump(include=parsed.model_fields_set.difference(own))
+    return _read_options([*query.items(), *given.items()])
+
+
+def _read_base64(text: str, name: str) -> bytes:
+    text = text.partition(",")[2] if text.startswith("data:") else text
+    try:
+        return binascii.a2b_base64("".join(text.split()), strict_mode=True)
+    except ValueError as error:
+        raise RequestError(400, "bad_base64", f"`{name}` is no base64: {error}") from None
 
 
 def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

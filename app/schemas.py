@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any
 
+import numpy as np
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from app.result import PoseResult
@@ -80,6 +81,14 @@ class JsonRequest(Options):
     """A picture and its options as one JSON object."""
 
     image: str = Field(description="The picture (JPEG, PNG or WebP), base64.", examples=["/9j/4AAQSkZJRg..."])
+
+
+class JsonBatchRequest(Options):
+    """Several pictures as one JSON object, and the options for all of them."""
+
+    images: list[str] = Field(
+        description="The pictures (JPEG, PNG or WebP), base64.", examples=[["/9j/4AAQSkZJRg...", "iVBORw0KGgo..."]]
+    )
 
 
 class ImageSize(BaseModel):
@@ -161,28 +170,44 @@ class PoseResponse(BaseModel):
 
     @classmethod
     def build(cls, result: PoseResult, joints: Sequence[str], model: ModelName) -> "PoseResponse":
-        """From the pipeline's arrays: coordinates to 1/100 pixel, scores to 1/10000, times to 1/100 ms."""
-        persons = []
-        for i, box in enumerate(result.boxes.tolist()):
-            points = zip(joints, result.keypoints[i].tolist(), result.keypoint_scores[i].tolist(), strict=True)
-            x1, y1, x2, y2 = (round(v, 2) for v in box)
-            persons.append(
-                Person(
-                    box=(x1, y1, x2, y2),
-                    box_score=round(float(result.box_scores[i]), 4),
-                    score=round(float(result.scores[i]), 4),
-                    keypoints=[
-                        Keypoint(name=name, x=round(x, 2), y=round(y, 2), score=round(score, 4))
-                        for name, (x, y), score in points
-                    ],
-                )
+        """From the pipeline's arrays; see `to_plain`."""
+        return cls.model_validate(to_plain(result, joints, model))
+
+
+def to_plain(result: PoseResult, joints: Sequence[str], model: ModelName) -> dict[str, Any]:
+    """`PoseResponse` as plain objects, which cost a crowded picture a fraction of the time.
+
+    From the pipeline's arrays: coordinates to 1/100 pixel, scores to 1/10000, times to 1/100 ms.
+    """
+    boxes, points = _rounded(result.boxes, 2), _rounded(result.keypoints, 2)
+    box_scores, scores, joint_scores = (
+        _rounded(values, 4) for values in (result.box_scores, result.scores, result.keypoint_scores)
+    )
+    return {
+        "image": {"width": result.width, "height": result.height},
+        "persons": [
+            {
+                "box": box,
+                "box_score": box_score,
+                "score": score,
+                "track_id": None,
+                "keypoints": [
+                    {"name": name, "x": x, "y": y, "score": joint_score}
+                    for name, (x, y), joint_score in zip(joints, places, certain, strict=True)
+                ],
+            }
+            for box, box_score, score, places, certain in zip(
+                boxes, box_scores, scores, points, joint_scores, strict=True
             )
-        return cls(
-            image=ImageSize(width=result.width, height=result.height),
-            persons=persons,
-            model=model,
-            timings_ms=Timings(**{name: round(seconds * 1000, 2) for name, seconds in result.timings.items()}),
-        )
+        ],
+        "model": {"name": model.name, "version": model.version},
+        "timings_ms": {name: round(seconds * 1000, 2) for name, seconds in result.timings.items()},
+    }
+
+
+def _rounded(values: np.ndarray, digits: int) -> list[Any]:
+    rounded: list[Any] = np.asarray(values, np.float64).round(digits).tolist()
+    return rounded
 
 
 class ErrorDetail(BaseModel):
@@ -197,3 +222,27 @@ class ErrorResponse(BaseModel):
     """The one shape of every error."""
 
     error: ErrorDetail
+
+
+BATCH_EXAMPLE: dict[str, Any] = {
+    "results": [
+        EXAMPLE,
+        {
+            "error": {
+                "code": "damaged_image",
+                "message": "the picture is damaged or cut short; send the whole file",
+                "request_id": "5f0c9d3be1a24c77",
+            }
+        },
+    ]
+}
+
+
+class BatchResponse(BaseModel):
+    """The answer of `/pose/batch`."""
+
+    model_config = ConfigDict(json_schema_extra={"example": BATCH_EXAMPLE})
+
+    results: list[PoseResponse | ErrorResponse] = Field(
+        description="One per picture, in order: what `/pose` answers, or that picture's error."
+    )

@@ -7,12 +7,13 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from fastapi import APIRouter
+from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
 from app.errors import ClientGoneError, RequestError
 from app.receiving import FORM, JSON, RAW_TYPES, read_picture, wait_for_hangup
-from app.schemas import ErrorResponse, JsonRequest, ModelName, Options, PoseResponse
+from app.schemas import ErrorResponse, JsonRequest, ModelName, Options, PoseResponse, to_plain
 from app.service import Service
 
 router = APIRouter()
@@ -41,7 +42,7 @@ def _describe_body() -> dict[str, Any]:
     return {"required": True, "content": {**ways, JSON: {"schema": JsonRequest.model_json_schema()}}}
 
 
-def _describe_parameters() -> list[dict[str, Any]]:
+def describe_parameters() -> list[dict[str, Any]]:
     """OpenAPI's parameters: the options, and the header with the deadline."""
     deadline = {
         "name": "X-Request-Timeout",
@@ -64,7 +65,7 @@ def _describe_parameters() -> list[dict[str, Any]]:
         },
         **{status: {"model": ErrorResponse, "description": text} for status, text in ERRORS.items()},
     },
-    openapi_extra={"requestBody": _describe_body(), "parameters": _describe_parameters()},
+    openapi_extra={"requestBody": _describe_body(), "parameters": describe_parameters()},
 )
 async def pose(request: Request) -> Response:
     """Send the picture (JPEG, PNG or WebP) as the part `file` of a form, as the body itself, or as base64 in JSON.
@@ -74,20 +75,27 @@ async def pose(request: Request) -> Response:
     """
     service: Service = request.app.state.service
     with service.lease() as shared:
-        timeout = _read_timeout(request, service.settings.request_timeout)
+        timeout = read_timeout(request, service.settings.request_timeout)
         data, options = await read_picture(request, service.settings, shared.in_pool)
         media_type = choose_media_type(request.headers.getlist("accept"))
-        answer = await _unless_gone(request, shared.answer(data, options, timeout, media_type))
+        answer = await unless_gone(request, shared.answer(data, options, timeout, media_type))
     if answer.picture is not None:
         return Response(answer.picture, media_type=media_type)
     package = shared.pipeline.package
     name = ModelName(name=package.card.name, version=package.card.version)
-    body = PoseResponse.build(answer.result, package.skeleton.joints, name)
-    return Response(body.model_dump_json(), media_type=JSON)
+    return Response(to_json(to_plain(answer.result, package.skeleton.joints, name)), media_type=JSON)
 
 
 def choose_media_type(accept: list[str]) -> str | None:
     """The picture type an Accept header prefers to JSON; None where JSON is as welcome, or nothing fits."""
+    json, jpeg, png = weigh_types(accept)
+    if max(jpeg, png) <= json:
+        return None
+    return "image/png" if png > jpeg else "image/jpeg"
+
+
+def weigh_types(accept: list[str]) -> tuple[float, float, float]:
+    """How welcome JSON, JPEG and PNG are by an Accept header, 0 to 1."""
     weights: dict[str, float] = {}
     for entry in ",".join(accept).split(","):
         kind, _, parameters = entry.strip().lower().partition(";")
@@ -98,13 +106,10 @@ def choose_media_type(accept: list[str]) -> str | None:
             weights[kind.strip()] = 0.0
     json = max(weights.get(kind, 0.0) for kind in (JSON, "application/*", "*/*"))
     jpeg = max(weights.get(kind, 0.0) for kind in ("image/jpeg", "image/*"))
-    png = weights.get("image/png", 0.0)
-    if max(jpeg, png) <= json:
-        return None
-    return "image/png" if png > jpeg else "image/jpeg"
+    return json, jpeg, weights.get("image/png", 0.0)
 
 
-def _read_timeout(request: Request, most: float) -> float:
+def read_timeout(request: Request, most: float) -> float:
     """Seconds from `X-Request-Timeout`, at most the server's own.
 
     Raises:
@@ -122,7 +127,7 @@ def _read_timeout(request: Request, most: float) -> float:
     return min(seconds, most)
 
 
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """The work's result; the work is cancelled when the client hangs up, which frees its place in the queues.
 
     Raises:

@@ -1,12 +1,17 @@
 """Many at once: everybody gets their own answer, or is told to come back."""
 
 import http.client
+import io
+import itertools
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
 from serving import Gate, Running, encode_picture, metric, one_by_one, wait_until
 
 from app.pipeline import Pipeline
@@ -38,6 +43,69 @@ def test_sixteen_clients_get_exactly_the_answers_they_get_alone(
     runs = metric(server, 'pose_batch_size_count{stage="pose"}') - before
     assert together == alone
     assert runs < len(requests)  # they shared runs
+
+
+@dataclass(frozen=True)
+class Known:
+    """A picture, the boxes of its people where they are given, and the persons of its answer, taken alone."""
+
+    picture: bytes
+    boxes: str | None
+    persons: list[dict[str, Any]]
+
+
+def variants(pictures: dict[str, bytes]) -> list[bytes]:
+    """Sixteen pictures that no two have alike: cut, scaled and mirrored."""
+    made = []
+    for name in ("bus", "zidane"):
+        with Image.open(io.BytesIO(pictures[name])) as image:
+            for i in range(8):
+                part = image.crop((20 * i, 0, image.width - 15 * i, image.height - 25 * i))
+                part = ImageOps.mirror(part) if i % 2 else part
+                made.append(encode_picture(part.resize((420 - 20 * i, 400 + 10 * i)), "JPEG", quality=90))
+    return made
+
+
+def far_apart(persons: list[dict[str, Any]], others: list[dict[str, Any]]) -> bool:
+    """Whether no tolerance of a pixel could take one answer for the other."""
+    if len(persons) != len(others):
+        return True
+    points = [
+        np.array([[(p["x"], p["y"]) for p in one["keypoints"]] for one in people]) for people in (persons, others)
+    ]
+    return bool(np.abs(points[0] - points[1]).max() > 10)
+
+
+def test_sixty_four_clients_never_get_each_others_answers(
+    start: Callable[..., Running], pictures: dict[str, bytes]
+) -> None:
+    server = start(queue_size=64, request_timeout=300)
+    crowd = json.dumps([[10 * i, 5 * i, 60 + 10 * i, 150 + 5 * i] for i in range(6)])
+
+    def ask(picture: bytes, boxes: str | None) -> list[dict[str, Any]]:
+        response = server.pose(picture, params={"boxes": boxes} if boxes else {})
+        assert response.status_code == 200, response.text
+        return response.json()["persons"]
+
+    known = []
+    for i, picture in enumerate(variants(pictures)):
+        boxes = crowd if i % 5 == 0 else None
+        known.append(Known(picture, boxes, ask(picture, boxes)))
+    assert all(far_apart(a.persons, b.persons) for a, b in itertools.combinations(known, 2))
+    before = metric(server, 'pose_batch_size_count{stage="pose"}')
+    asked = known * 6
+    with ThreadPoolExecutor(64) as clients:
+        answers = list(clients.map(lambda one: ask(one.picture, one.boxes), asked))
+    for one, persons in zip(asked, answers, strict=True):
+        assert len(persons) == len(one.persons)
+        for person, expected in zip(persons, one.persons, strict=True):
+            assert person["box"] == expected["box"]
+            for name in ("x", "y", "score"):
+                found, known_values = ([point[name] for point in p["keypoints"]] for p in (person, expected))
+                assert found == pytest.approx(known_values, abs=0.05)
+    crops = sum(len(one.persons) for one in asked)
+    assert metric(server, 'pose_batch_size_count{stage="pose"}') - before < crops / 2  # they shared runs
+    assert server.service.shared.working == 0
 
 
 def test_a_full_queue_sends_new_requests_away(start: Callable[..., Running], gate: Gate) -> None:
@@ -81,6 +149,7 @@ def test_work_past_its_deadline_is_dropped(start: Callable[..., Running], gate: 
     assert server.pose(PNG).status_code == 200
     assert gate.batches == [1, 1]
     assert metric(server, 'pose_rejected_total{reason="deadline_passed"}') == 1
+    assert metric(server, 'pose_dropped_total{reason="deadline_passed",stage="pose"}') == 1
 
 
 def test_a_client_that_hangs_up_frees_its_place(start: Callable[..., Running], gate: Gate) -> None:
@@ -98,6 +167,7 @@ def test_a_client_that_hangs_up_frees_its_place(start: Callable[..., Running], g
     assert server.pose(PNG).status_code == 200
     assert gate.batches == [1, 1]
     assert metric(server, 'pose_rejected_total{reason="client_closed"}') == 1
+    assert metric(server, 'pose_dropped_total{reason="client_closed",stage="pose"}') == 1
     assert metric(server, 'pose_requests_total{route="/pose",status="499"}') == 1
 
 
