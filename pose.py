@@ -103,7 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--engine", default="torch", help="torch or openvino (default: torch in float32, the reference)")
     sub.add_argument(
-        "--precision", help="of the openvino engine: auto, bf16, f32 or int8 (default: auto, as the service)"
+        "--precision", help="of the engine: auto, f16 (on a GPU), bf16, f32 or int8 (default: auto, as the service)"
     )
     sub.add_argument("--no-flip-test", action="store_true", help="leave out the mirrored crops, as the service does")
     sub.add_argument(

@@ -42,7 +42,7 @@ class Commons:
         *,
         one_by_one: bool,
     ) -> None:
-        self.settings, self.metrics = settings, metrics
+        self.settings, self.metrics, self.watch_error = settings, metrics, watch_error
         self.working = 0
         self.turns = Turns() if one_by_one else None
         self._places = asyncio.Semaphore(settings.queue_size)
@@ -86,6 +86,8 @@ class Commons:
         def watch(done: Future[Done[T]]) -> None:
             if done.cancelled():
                 self.metrics.watch_drop(stage)(drop_reason(deadline))
+            elif isinstance(error := done.exception(), Exception):
+                self.watch_error(error)  # a GPU that cuts crops may die of it
 
         future.add_done_callback(watch)
         return future

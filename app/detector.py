@@ -130,7 +130,7 @@ def _load(name_or_path: str, runtime: Runtime, cache: Path) -> NetworkDetector:
     folder = bundled if bundled.parent == BUNDLED and bundled.is_dir() else Path(name_or_path).expanduser()
     steps = PersonDetector.from_package(folder) if folder.is_dir() else PersonDetector.from_ultralytics(folder)
     example = torch.zeros(2, steps.size, steps.size, 3, dtype=torch.uint8)
-    exact = runtime.engine == "torch" and runtime.precision == "bf16"
+    exact = runtime.engine == "torch" and runtime.precision != "f32"
     network = _FromPixels(_with_float32_head(steps.network) if exact else steps.network)
     name = str(steps.card.get("name", folder.name))
     weights = str(steps.card.get("sha256") or f"{folder.resolve()} {folder.stat().st_mtime_ns}")

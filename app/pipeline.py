@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from app.detector import Boxes, Choice, Scores, choose_detector
 from app.engines import Runtime, choose_runtime, convert_apart, create_pose_engine
@@ -19,6 +20,7 @@ from app.images import Picture
 from app.result import Floats, PoseResult
 from app.schemas import Options
 from app.settings import Settings
+from model.device_crop import cut_crops_on
 from model.inference import Engine, cut_crops, estimate, person_scores, to_picture
 from model.package import Package, load_package
 
@@ -29,7 +31,7 @@ logger = logging.getLogger(__name__)
 class Crop:
     """One person's place in a pose batch: pixels (H, W, 3) uint8 RGB, and whether to average with the mirror image."""
 
-    pixels: np.ndarray
+    pixels: np.ndarray | Tensor
     flip_test: bool
 
 
@@ -42,11 +44,16 @@ class Joints:
 
 
 class Pipeline:
-    """The models and the steps. Its `detect` and `pose` each belong to one thread at a time."""
+    """The models and the steps. Its `detect` and `pose` each belong to one thread at a time.
+
+    Attributes:
+        crops_on: the GPU that cuts the crops; None where the CPU cuts them.
+    """
 
     def __init__(self, settings: Settings, package: Package, engine: Engine, runtime: Runtime, choice: Choice) -> None:
         self.settings, self.package, self.engine, self.runtime = settings, package, engine, runtime
         self.choice, self.detector = choice, choice.detector
+        self.crops_on = torch.device("cuda") if runtime.device == "cuda" else None
         self.load_seconds = 0.0
 
     @classmethod
@@ -141,9 +148,17 @@ class Pipeline:
 
     def cut(self, picture: Picture, boxes: Boxes, options: Options) -> tuple[list[Crop], np.ndarray]:
         """A crop per box, and affines (N, 2, 3) float64 from crop to picture."""
-        card = self.package.card
-        crops, affines = cut_crops(picture, boxes, card.input_size, card.padding)
+        size, padding = self.package.card.input_size, self.package.card.padding
+        if self.crops_on is not None:
+            there, affines = cut_crops_on(self.crops_on, picture, boxes, size, padding)
+            return [Crop(pixels, options.flip_test) for pixels in there], affines
+        crops, affines = cut_crops(picture, boxes, size, padding)
         return [Crop(pixels, options.flip_test) for pixels in crops], affines
+
+    @property
+    def cut_at_once(self) -> int:
+        """Most boxes to `cut` in one step: a batch, so that the network begins soon; on a GPU all, from one upload."""
+        return self.settings.max_batch if self.crops_on is None else self.settings.max_persons
 
     def pose(self, crops: list[Crop]) -> list[Joints]:
         """Keypoints per crop, in order."""
@@ -151,7 +166,7 @@ class Pipeline:
         for flip in (False, True):
             rows = [i for i, crop in enumerate(crops) if crop.flip_test == flip]
             if rows:
-                pixels = np.stack([crops[i].pixels for i in rows])
+                pixels = _stack([crops[i].pixels for i in rows])
                 keypoints, scores = estimate(self.engine, pixels, self.package.codec, self.package.skeleton, flip)
                 if not (np.isfinite(keypoints).all() and np.isfinite(scores).all()):
                     raise FloatingPointError("the pose network gave numbers that are not finite")
@@ -182,3 +197,9 @@ class Pipeline:
             scores,
             box_scores * mean,
         )
+
+
+def _stack(crops: Sequence[np.ndarray | Tensor]) -> np.ndarray | Tensor:
+    """Crops (H, W, 3), all in memory or all on the GPU, as one (N, H, W, 3) there."""
+    tensors = [crop for crop in crops if isinstance(crop, Tensor)]
+    return torch.stack(tensors) if tensors else np.stack([np.asarray(crop) for crop in crops])

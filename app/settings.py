@@ -47,9 +47,10 @@ class Settings(BaseSettings):
     engine: Literal["auto", "openvino", "torch"] = Field(
         default="auto", description="What runs them; `auto` is openvino on the CPU and torch on a GPU."
     )
-    precision: Literal["auto", "bf16", "f32", "int8"] = Field(
+    precision: Literal["auto", "f16", "bf16", "f32", "int8"] = Field(
         default="auto",
-        description="Arithmetic inside the networks; `auto` is bf16 where the hardware has it. Heads stay f32. `int8` "
+        description="Arithmetic inside the networks; `auto` is f16 on a GPU, and bf16 on a CPU that has it. Heads stay "
+        "f32. `int8` "
         "is the pose network's, on openvino only, and needs a package with int8 ranges (`pose quantise`).",
     )
     threads: int = Field(

@@ -163,7 +163,7 @@ class SharedPipeline:
             crops, affines = await self._step(ticket, "crop", self.pipeline.cut, picture, some, options)
             return await ticket.wait("pose", self._pose.submit(crops, ticket.deadline, ticket.group)), affines
 
-        size = self.settings.max_batch
+        size = self.pipeline.cut_at_once
         parts = await _together([part(boxes[i : i + size]) for i in range(0, max(len(boxes), 1), size)])
         return [joints for found, _ in parts for joints in found], np.concatenate([affines for _, affines in parts])
 

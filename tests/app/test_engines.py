@@ -125,8 +125,8 @@ def test_auto_takes_openvino_on_a_machine_without_gpu(monkeypatch: pytest.Monkey
 
 def test_auto_takes_torch_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    assert choose_runtime(Settings(threads=3)) == Runtime("torch", "cuda", "bf16", 3)
+    assert choose_runtime(Settings(threads=3)) == Runtime("torch", "cuda", "f16", 3)
+    assert choose_runtime(Settings(precision="bf16")).precision == "bf16"
     assert choose_runtime(Settings(engine="openvino")).device == "cpu"
 
 
@@ -135,6 +135,7 @@ def test_auto_takes_torch_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         pytest.param(Settings(device="cuda"), "POSE_DEVICE=cuda, but torch finds no CUDA", id="no GPU"),
         pytest.param(Settings(precision="bf16"), "POSE_PRECISION=bf16, but this CPU", id="no bf16"),
+        pytest.param(Settings(precision="f16"), "POSE_PRECISION=f16 is for a GPU", id="f16 without a GPU"),
     ],
 )
 def test_what_is_asked_for_and_missing_is_an_error(
