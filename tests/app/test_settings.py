@@ -1,8 +1,11 @@
 """Settings come from `POSE_*` variables, and a slip in one is told, never swallowed."""
 
+import os
+from pathlib import Path
+
 import pytest
 
-from app.settings import Settings, SettingsError, load_settings
+from app.settings import Settings, SettingsError, count_cores, load_settings
 
 
 def test_an_empty_environment_gives_the_defaults() -> None:
@@ -48,3 +51,35 @@ def test_every_setting_is_described() -> None:
 
 def test_keys_do_not_show_in_logs() -> None:
     assert "secret" not in repr(load_settings({"POSE_API_KEYS": "secret"}))
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"),
+    [
+        pytest.param("max 100000\n", 8, id="no quota"),
+        pytest.param("250000 100000\n", 2, id="two and a half cores"),
+        pytest.param("50000 100000\n", 1, id="half a core"),
+        pytest.param("9900000 100000\n", 8, id="more than there are"),
+        pytest.param("nonsense", 8, id="unreadable"),
+        pytest.param(None, 8, id="no such file"),
+    ],
+)
+def test_cores_are_those_of_the_affinity_and_of_the_containers_quota(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str | None, cores: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    file = tmp_path / "cpu.max"
+    if quota is not None:
+        file.write_text(quota)
+    assert count_cores(file) == cores
+
+
+@pytest.mark.parametrize(("cores", "decoding"), [(1, 1), (2, 1), (8, 4), (128, 16)])
+def test_threads_fit_the_machine_where_they_are_not_set(
+    monkeypatch: pytest.MonkeyPatch, cores: int, decoding: int
+) -> None:
+    monkeypatch.setattr("app.settings.count_cores", lambda: cores)
+    settings = load_settings({"POSE_THREADS": "0"})
+    assert (settings.threads, settings.decode_threads) == (cores, decoding)
+    assert load_settings({"POSE_THREADS": "3", "POSE_DECODE_THREADS": "7"}).threads == 3
+    assert load_settings({"POSE_DECODE_THREADS": "7"}).decode_threads == 7
