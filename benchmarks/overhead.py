@@ -17,7 +17,7 @@ import statistics
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,8 @@ from photographs import GROUPS, SIZES, PictureSet, make_pictures
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from serve import machine, wide_console
+from serve import execute, machine
 from servers import ServerProcess, awake
-
-from model.errors import UserError
 
 TARGET = 3.0  # ms
 STAGES = ("decode", "queue", "detect", "crop", "pose", "keypoints", "encode")
@@ -107,30 +105,29 @@ def measure(server: ServerProcess, bare: Bare, one: PictureSet, requests: int) -
     }
 
 
-def main() -> int:
-    """Parse, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=300, help="of each picture (default 300)")
-    parser.add_argument("--quick", action="store_true", help="40 requests, small pictures of 1 and 3 people")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    options = parser.parse_args()
-    console, bare = wide_console(), Bare()
+def run(options: argparse.Namespace, console: Console) -> None:
+    """Measure and report."""
+    bare = Bare()
     sizes, groups = (SIZES[:1], ["1", "3"]) if options.quick else (SIZES, list(GROUPS))
     requests = min(options.requests, 40) if options.quick else options.requests
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        sets = make_pictures(folder, bare.count, sizes, groups)
-        server = ServerProcess("ours", folder / "log")
+        sets = make_pictures(Path(temporary), bare.count, sizes, groups)
+        server = ServerProcess("ours", Path(temporary) / "log")
         try:
             server.wait(sets[0].paths[0])
             server.pause()
             shown = Console(stderr=True)
             found = [measure(server, bare, one, requests) for one in track(sets, "measuring", console=shown)]
-        except UserError as error:
-            sys.stderr.write(f"{error}\n")
-            return 2
         finally:
             server.end()
+    print_report(found, console)
+    if options.json:
+        report = {"rows": found, "target_ms": TARGET, "machine": machine()}
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def print_report(found: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """The table, and what is added beside its target."""
     heads = [f"{one['pictures']}\n{one['people']:g} people" for one in found]
     table = Table("stage", "what", *heads, title="concurrency 1, mean ms per request")
     for name, what in WHAT.items():
@@ -146,11 +143,16 @@ def main() -> int:
             f"most {TARGET:g}: {verdict}"
         )
     console.print(", ".join(f"{key} {value}" for key, value in machine().items()), highlight=False)
-    if options.json:
-        report = {"rows": found, "target_ms": TARGET, "machine": machine()}
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
-    return 0
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=300, help="of each picture (default 300)")
+    parser.add_argument("--quick", action="store_true", help="40 requests, small pictures of 1 and 3 people")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(execute(run, parse()))

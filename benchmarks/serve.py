@@ -17,7 +17,7 @@ import platform
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -209,7 +209,7 @@ def print_report(bench: Bench, bare: Bare, rows: list[dict[str, Any]], checked: 
     console.print(", ".join(f"{key} {value}" for key, value in machine().items()), highlight=False)
 
 
-def parse() -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -223,7 +223,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rows-only", action="store_true", help="leave out the compute bound and the targets")
     parser.add_argument("--quick", action="store_true", help="fewer rows, one short round: under five minutes")
     parser.add_argument("--json", type=Path, metavar="FILE")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     options.concurrency = options.concurrency or ([1, 8] if options.quick else [1, 8, 32])
     options.seconds = options.seconds or (2.0 if options.quick else 5.0)
     options.rounds = options.rounds or (1 if options.quick else 3)
@@ -279,17 +279,11 @@ def run(options: argparse.Namespace, console: Console) -> None:
         options.json.write_text(json.dumps(report | {"machine": machine()}, indent=2) + "\n")
 
 
-def wide_console() -> Console:
-    """For tables: as wide as the terminal, and wide enough in a file."""
-    return Console(width=None if sys.stdout.isatty() else WIDTH)
-
-
-def main() -> int:
-    """The exit status: 0; 2 for an error that a user can mend; 130 after ^C."""
-    options = parse()
+def execute(command: Callable[[argparse.Namespace, Console], None], options: argparse.Namespace) -> int:
+    """Run a benchmark; the exit status: 0; 2 for an error that a user can mend; 130 after ^C."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers are ended
     try:
-        run(options, wide_console())
+        command(options, Console(width=None if sys.stdout.isatty() else WIDTH))
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return 2
@@ -299,4 +293,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(execute(run, parse()))

@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 HERE = Path(__file__).parent
 START = 180.0  # seconds that a server may take to answer its first picture
 END = 20.0  # seconds that it may take to end before it is killed
+OWN = frozenset({"POSE_HOST", "POSE_PORT", "POSE_API_KEYS"})  # settings that would keep the client out
 SAMPLE = 0.2  # seconds between looks at the memory
 PEERS = {"litserve": "litserve", "ray": "ray"}  # server -> the package it needs
 SERVERS: Mapping[str, Sequence[str]] = {
@@ -60,7 +61,7 @@ class ServerProcess:
     Args:
         name: a key of `SERVERS`.
         log: file that takes its output.
-        variables: environment variables on top of this process's own; no `POSE_*` of those is handed on.
+        variables: environment variables on top of this process's own, of which those of `OWN` are not handed on.
         options: more of its command line.
     """
 
@@ -69,7 +70,7 @@ class ServerProcess:
     ) -> None:
         self.name, self.log = name, log
         self.port = _free_port()
-        kept = {key: value for key, value in os.environ.items() if not key.startswith("POSE_")}
+        kept = {key: value for key, value in os.environ.items() if key not in OWN}
         kept |= {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"} | dict(variables or {})
         command = [sys.executable, *SERVERS[name], *options]
         if name == "ours":
