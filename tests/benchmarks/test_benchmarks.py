@@ -85,6 +85,8 @@ def test_overhead_accounts_for_all_of_a_requests_time(tmp_path: Path) -> None:
         whole = parts.pop("client sees")
         assert sum(parts.values()) == pytest.approx(whole, abs=0.02)
         assert row["added_ms"] > row["inside_ms"] > 0
+        assert row["mean_ms"]["detect: engine"] > 0
+        assert row["mean_ms"]["pose: engine"] > 0
 
 
 @pytest.mark.parametrize("name", ["litserve", "ray"])
