@@ -19,9 +19,12 @@ TOGETHER = 16  # people cut in one go: bounds what lies between, about 20 MB eac
 
 
 def upload(array: np.ndarray, device: torch.device) -> Tensor:
-    """The array on `device`; to a GPU from pinned memory, so that this thread does not wait for the copy."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    """A copy of the array, which may be a view or read-only, on `device`; to a GPU from pinned memory, so that this
+    thread does not wait for the transfer."""
+    kind = torch.from_numpy(np.empty(0, array.dtype)).dtype
+    tensor = torch.empty(array.shape, dtype=kind, pin_memory=device.type == "cuda")
+    np.copyto(tensor.numpy(), array)
+    return tensor.to(device, non_blocking=True)
 
 
 def cut_crops_on(
@@ -52,7 +55,7 @@ def cut_on(device: torch.device, picture: np.ndarray, affines: np.ndarray, size:
     views = [View.of(picture.shape, affine, size) for affine in affines]
     low = np.min([view.low for view in views], 0)  # nothing outside of what somebody sees is uploaded
     high = np.max([view.high for view in views], 0)
-    part = upload(np.ascontiguousarray(picture[low[1] : high[1], low[0] : high[0]]), device)
+    part = upload(picture[low[1] : high[1], low[0] : high[0]], device)
     table = _sum_areas(part)
     pieces = [views[i : i + TOGETHER] for i in range(0, len(views), TOGETHER)]
     return torch.cat([_cut(table, piece, low, size) for piece in pieces])

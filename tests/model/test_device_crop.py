@@ -141,3 +141,5 @@ def test_what_is_uploaded_comes_back(device: torch.device) -> None:
     uploaded = upload(numbers, device)
     assert uploaded.device.type == device.type
     np.testing.assert_array_equal(uploaded.cpu().numpy(), numbers)
+    numbers.flags.writeable = False
+    np.testing.assert_array_equal(upload(numbers[::-1, 1:], device).cpu().numpy(), numbers[::-1, 1:])
