@@ -258,7 +258,7 @@ def quantise(options: argparse.Namespace) -> int:
     cache = load_settings().cache_folder
     tools = Tools(
         f"nncf {version('nncf')}",
-        lambda crops, tick: find_pose_ranges(package, crops, cache, tick),
+        lambda crops: find_pose_ranges(package, crops, cache),
         lambda one, precision: build_engine(one, "openvino", precision),
     )
     calibration = Request(annotations=options.annotations, images=options.images)

@@ -14,7 +14,7 @@ from model.parity import Crops, measure_shift
 from model.ranges import Ranges
 from training.boxes import Boxes, each_picture
 from training.config import ConfigError, DataSet, data_folder
-from training.measuring import TorchEngine, progress_bar
+from training.measuring import TorchEngine
 from training.people import read_people
 from training.validation import COCO_LICENCE, Request, own_set, requested_sets, run_validation
 
@@ -24,7 +24,7 @@ COCO_TRAIN = DataSet(
 MIN_JOINTS = 5  # labelled ones: with fewer there is little of the person to see
 SHIFTED = 200  # people of a validation set whose keypoints' shift is measured
 
-FindRanges = Callable[[np.ndarray, Callable[[], object]], Ranges]
+FindRanges = Callable[[np.ndarray], Ranges]
 BuildEngine = Callable[[Package, Literal["f32", "int8"]], Engine]
 
 log = logging.getLogger("pose.training")
@@ -36,7 +36,7 @@ class Tools:
 
     Attributes:
         name: of what finds the ranges, and its version.
-        find: ranges for crops (N, H, W, 3) uint8; calls its second argument with every crop done.
+        find: ranges for crops (N, H, W, 3) uint8.
         build: a package's serving engine in `f32` or `int8`.
     """
 
@@ -61,9 +61,9 @@ def quantise(
     root, entry = _calibration_set(calibration)
     crops = draw_crops(package, entry, root, count)
     requested_sets(validation, package.skeleton)  # before the long work: is there anything to measure on?
-    with progress_bar(f"ranges on {entry.name}", len(crops.pixels)) as advance:
-        ranges = tools.find(crops.pixels, lambda: advance(1))
-    log.info("%d ranges and %d biases found on %d crops", len(ranges.ranges), len(ranges.constants), len(crops.pixels))
+    log.info("looking for ranges on %d crops of %s", len(crops.pixels), entry.name)
+    ranges = tools.find(crops.pixels)
+    log.info("%d ranges and %d biases found; measuring float32, then int8", len(ranges.ranges), len(ranges.constants))
     candidate = replace(package, ranges=ranges)
     before = run_validation(package, validation, tools.build(package, "f32"))
     engine = tools.build(candidate, "int8")

@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import re
 import signal
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -138,9 +137,9 @@ def convert_pose(package: Package, cache: Path) -> openvino.Model:
     return convert_cached(openvino.Core(), network, example_crops(package), key, cache)
 
 
-def find_pose_ranges(package: Package, crops: np.ndarray, cache: Path, tick: Callable[[], object] = int) -> Ranges:
+def find_pose_ranges(package: Package, crops: np.ndarray, cache: Path) -> Ranges:
     """What the package needs for int8; see `app.engines.int8.find_ranges`."""
-    return find_ranges(convert_pose(package, cache), crops, EXACT, package.card.sha256, tick)
+    return find_ranges(convert_pose(package, cache), crops, EXACT, package.card.sha256)
 
 
 def convert_apart(name_or_path: str, runtime: Runtime, cache: Path) -> None:

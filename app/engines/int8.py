@@ -7,7 +7,7 @@ the channel gates, the attention.
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import openvino
@@ -57,17 +57,14 @@ def insert_ranges(model: openvino.Model, ranges: Ranges) -> None:
     model.validate_nodes_and_infer_types()
 
 
-def find_ranges(
-    model: openvino.Model, crops: np.ndarray, exact: re.Pattern[str], weights: str, tick: Callable[[], object] = int
-) -> Ranges:
-    """Ranges by NNCF's post-training quantisation, biases corrected for what rounding shifts.
+def find_ranges(model: openvino.Model, crops: np.ndarray, exact: re.Pattern[str], weights: str) -> Ranges:
+    """Ranges by NNCF's post-training quantisation, biases corrected for what rounding shifts. NNCF shows its progress.
 
     Args:
         model: the converted graph; it is named anew, else left as it is.
         crops: (N, H, W, 3) uint8, a few hundred real ones.
         exact: names of what stays in float32, beside the gates.
         weights: sha256 of the package's weights.
-        tick: called with every crop that has been looked at.
 
     Raises:
         QuantiseError: NNCF is not installed.
@@ -79,14 +76,10 @@ def find_ranges(
         raise QuantiseError("NNCF is missing: pip install 'pose-server[quantise]'") from None
     nncf.set_log_level(40)
 
-    def show(crop: np.ndarray) -> np.ndarray:
-        tick()
-        return crop[None]
-
     _name_operations(model)
     quantised = nncf.quantize(
         model,
-        nncf.Dataset(list(crops), show),
+        nncf.Dataset([crop[None] for crop in crops]),
         subset_size=len(crops),
         preset=nncf.QuantizationPreset.MIXED,
         target_device=nncf.TargetDevice.CPU,
