@@ -30,7 +30,6 @@ class Commons:
     Attributes:
         working: pictures being worked on, at most `queue_size`, whichever package answers them.
         detect: the detector's thread.
-        turns: of the networks; None where they may run at the same time.
     """
 
     def __init__(
@@ -44,19 +43,29 @@ class Commons:
     ) -> None:
         self.settings, self.metrics, self.watch_error = settings, metrics, watch_error
         self.working = 0
-        self.turns = Turns() if one_by_one else None
+        self._one_by_one = one_by_one
+        self._has_network = not isinstance(detector, WholePicture)
         self._places = asyncio.Semaphore(settings.queue_size)
         self._pool = ThreadPoolExecutor(settings.decode_threads, "decode")
         self.detect: Batcher[Picture, tuple[Boxes, Scores]] = Batcher(
             "detect",
             detector.detect,
             settings.max_batch,
-            None if isinstance(detector, WholePicture) else self.turns,
-            metrics.batch_size.labels("detect").observe,
-            watch_error,
-            metrics.watch_drop("detect"),
+            watch_batch=metrics.batch_size.labels("detect").observe,
+            watch_error=watch_error,
+            watch_drop=metrics.watch_drop("detect"),
         )
         metrics.watch_queue("detect", self.detect.__len__)
+
+    def renew_turns(self) -> Turns | None:
+        """Turns for a new pose network, which the detector takes with it from now on; None where they may run at once.
+
+        The pose network before ends its last requests beside them, so that nobody has to wait for it.
+        """
+        turns = Turns() if self._one_by_one else None
+        if self._has_network:
+            self.detect.turns = turns
+        return turns
 
     def check_places(self) -> None:
         """Whether there is a place at once; whoever waits for one comes first.

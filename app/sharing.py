@@ -59,7 +59,7 @@ class SharedPipeline:
             "pose",
             pipeline.pose,
             settings.max_batch,
-            commons.turns,
+            commons.renew_turns(),
             metrics.batch_size.labels("pose").observe,
             watch_error,
             metrics.watch_drop("pose"),
