@@ -67,7 +67,10 @@ def quantise(
     candidate = replace(package, ranges=ranges)
     before = run_validation(package, validation, tools.build(package, "f32"))
     engine = tools.build(candidate, "int8")
-    after = run_validation(candidate, validation, engine)
+    after = [
+        entry.model_copy(update={"notes": [*entry.notes, "int8"]})
+        for entry in run_validation(candidate, validation, engine)
+    ]
     root, entries = requested_sets(validation, package.skeleton)
     shift = measure_shift(engine, TorchEngine(package), draw_crops(package, entries[0], root, SHIFTED), package)
     fields = {

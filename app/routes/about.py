@@ -73,6 +73,7 @@ async def show_model(request: Request) -> ModelResponse:
     service = _service(request)
     pipeline = service.shared.pipeline
     card, skeleton, runtime = pipeline.package.card, pipeline.package.skeleton, pipeline.runtime
+    quantised = card.int8 if runtime.precision == "int8" else None
     return ModelResponse(
         name=card.name,
         version=card.version,
@@ -88,7 +89,7 @@ async def show_model(request: Request) -> ModelResponse:
         precision=runtime.precision,
         threads=runtime.threads,
         data=card.data,
-        evaluation=card.evaluation,
+        evaluation=quantised.after if quantised else card.evaluation,
         calibration=card.calibration,
         notes=[*pipeline.choice.notes, *service.notes],
     )
