@@ -18,7 +18,7 @@ from app.engines.choice import convert_pose, example_crops
 from app.engines.openvino import compile_float32
 from app.engines.torch import TorchEngine
 from model.errors import UserError
-from model.folding import fold_batch_norms
+from model.folding import fold
 from model.inference import Engine, PixelNetwork
 from model.package import Package
 from model.parity import Crops, check_shift, cut_around, join, measure_shift
@@ -150,7 +150,7 @@ def real_crops(package: Package) -> Crops:
 def _write_onnx(package: Package, path: Path) -> None:
     import onnx
 
-    network = fold_batch_norms(PixelNetwork(package.network, package.card))
+    network = fold(PixelNetwork(package.network, package.card))
     batch = {INPUT: {0: "batch"}, OUTPUT: {0: "batch"}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its own deprecation: the newer exporter takes minutes for this network

@@ -21,6 +21,7 @@ from app.engines.openvino import OpenVINOEngine, convert_cached, has_bf16
 from app.engines.torch import Float32Head, TorchEngine
 from app.settings import Settings, SettingsError
 from model.errors import PackageError
+from model.folding import fold
 from model.inference import Engine, PixelNetwork
 from model.package import Package, load_package
 from model.ranges import Ranges
@@ -104,7 +105,7 @@ def create_engine(
         if precision == "int8" and ranges is None:
             precision = "bf16" if has_bf16() else "f32"
         key = f"{key} {_hash_code()}"
-        return OpenVINOEngine(network, example, key, precision, runtime.threads, cache, exact, ranges)
+        return OpenVINOEngine(fold(network), example, key, precision, runtime.threads, cache, exact, ranges)
     return TorchEngine(network, runtime.device, runtime.precision)
 
 
@@ -133,7 +134,7 @@ def example_crops(package: Package) -> Tensor:
 
 def convert_pose(package: Package, cache: Path) -> openvino.Model:
     """The package's network as an OpenVINO graph in float32: (N, H, W, 3) uint8 crops -> heatmaps."""
-    network, key = PixelNetwork(package.network, package.card), f"{package.card.sha256} {_hash_code()}"
+    network, key = fold(PixelNetwork(package.network, package.card)), f"{package.card.sha256} {_hash_code()}"
     return convert_cached(openvino.Core(), network, example_crops(package), key, cache)
 
 
@@ -188,5 +189,4 @@ def build_engine(
 def _hash_code() -> str:
     """Changes with the code of the networks, which a converted network is made from as much as from its weights."""
     folder = Path(model.__file__).parent
-    files = sorted([*folder.glob("networks/*.py"), folder / "inference.py", folder / "person_detector.py"])
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(folder.rglob("*.py")))).hexdigest()

@@ -70,7 +70,7 @@ class OpenVINOEngine:
             assert ranges is not None
             insert_ranges(model, ranges)
         elif precision == "bf16" and exact is not None:
-            _keep_float32(core, model, exact)
+            keep_float32(core, model, exact)
         options = {
             "INFERENCE_PRECISION_HINT": "f32" if precision == "int8" else precision,
             "INFERENCE_NUM_THREADS": threads,
@@ -91,7 +91,7 @@ def compile_float32(path: Path) -> Engine:
     return lambda crops: torch.from_numpy(request.infer({0: crops})[0])
 
 
-def _keep_float32(core: openvino.Core, model: openvino.Model, exact: re.Pattern[str]) -> None:
+def keep_float32(core: openvino.Core, model: openvino.Model, exact: re.Pattern[str]) -> None:
     """Mark the operations of the modules named by `exact`; an operation's name holds its module's."""
     [parameter] = core.read_model(MARKED, b"").get_parameters()
     [(name, mark)] = parameter.get_rt_info().items()

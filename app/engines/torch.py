@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from model.device_crop import upload
-from model.folding import fold_batch_norms
+from model.folding import fold
 
 WARMUP = 3  # runs before recording: libraries choose kernels and take memory in the first ones
 
@@ -41,7 +41,7 @@ class TorchEngine:
     def __init__(self, network: nn.Module, device: str, precision: str, record: Record | None = None) -> None:
         self.device = torch.device(device)
         self.half = HALF.get(precision)
-        self.network = fold_batch_norms(network).to(self.device).to(memory_format=torch.channels_last)
+        self.network = fold(network).to(self.device).to(memory_format=torch.channels_last)
         if self.half is not None:
             _cast(self.network, self.half)
         self.record = record

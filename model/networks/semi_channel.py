@@ -82,6 +82,47 @@ class SemiChannelConv(nn.Module):
         return joined
 
 
+class FoldedSemiChannelConv(nn.Module):
+    """SC for inference, made from a trained one, whose layers it shares: `(N, C, H, W) -> (N, C, H, W)`."""
+
+    def __init__(self, trained: SemiChannelConv) -> None:
+        super().__init__()
+        self.dense, self.depthwise = trained.dense, trained.depthwise
+        if trained.first:
+            squeeze, _, widen = trained.gate
+            assert isinstance(squeeze, nn.Linear)
+            assert isinstance(widen, nn.Linear)
+            layers = [_pointwise(squeeze.weight, squeeze.bias), nn.ReLU(), _pointwise(widen.weight, widen.bias)]
+        else:
+            [across] = trained.gate
+            assert isinstance(across, nn.Conv1d)
+            channels = 2 * next(trained.dense.parameters()).shape[0]
+            layers = [_pointwise(_band(across.weight[0, 0], channels), None)]
+        self.gate = nn.Sequential(*layers, nn.Sigmoid())
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.dense(x)
+        joined = torch.cat([a, self.depthwise(a)], 1)
+        gated: Tensor = joined * self.gate(joined.mean((2, 3), keepdim=True))
+        return gated
+
+
+def _pointwise(weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
+    """The 1x1 convolution with a (outputs, inputs) matrix."""
+    layer = nn.Conv2d(weight.shape[1], weight.shape[0], 1, bias=bias is not None).requires_grad_(False)
+    layer.weight = nn.Parameter(weight.detach()[:, :, None, None], requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return layer.eval()
+
+
+def _band(taps: Tensor, channels: int) -> Tensor:
+    """(channels, channels): the matrix of a 1-D convolution with zero padding, `taps` around its diagonal."""
+    reach = len(taps) // 2
+    lines = [torch.diag(tap.expand(channels - abs(i - reach)), i - reach) for i, tap in enumerate(taps)]
+    return torch.stack(lines).sum(0)
+
+
 class SemiChannelBlock(nn.Module):
     """SCR: `ReLU(x + SC_2(SC_1(x)))`, the replacement of HRNet's basic block."""
 

@@ -1,11 +1,12 @@
-"""Folding batch norms changes no output, and nothing of the network that is folded."""
+"""Folding changes no output, and nothing of the network that is folded."""
 
 import pytest
 import torch
 from torch import nn
 
-from model.folding import fold_batch_norms
+from model.folding import fold
 from model.networks import NETWORKS, build
+from model.networks.semi_channel import SemiChannelConv
 
 
 def norms(network: nn.Module) -> int:
@@ -13,7 +14,7 @@ def norms(network: nn.Module) -> int:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_every_batch_norm_is_folded_and_outputs_stay(name: str) -> None:
+def test_every_batch_norm_and_gate_is_folded_and_outputs_stay(name: str) -> None:
     torch.manual_seed(0)
     network = build(name, 17).double()  # in float32 the order of sums shows
     noise = torch.randn(2, 3, 64, 48, dtype=torch.float64)
@@ -28,15 +29,16 @@ def test_every_batch_norm_is_folded_and_outputs_stay(name: str) -> None:
         network.head.weight *= 1 / expected.std()
         expected = network(noise)
         before = {key: value.clone() for key, value in network.state_dict().items()}
-        folded = fold_batch_norms(network)
+        folded = fold(network)
         found = folded(noise)
     assert expected.std() > 0.5
     assert (found - expected).abs().max() < 1e-9
     assert norms(folded) == 0
+    assert not any(isinstance(layer, SemiChannelConv) for layer in folded.modules())
     assert norms(network) > 100
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
 def test_a_batch_norm_without_its_convolution_stays() -> None:
     network = nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.ReLU(), nn.BatchNorm2d(3)).eval()
-    assert norms(fold_batch_norms(network)) == 2
+    assert norms(fold(network)) == 2
