@@ -7,7 +7,7 @@ Fairness: items wait by group, a request being a group, and a batch takes one it
 waited before a newcomer first. Where a request with 60 people and one with a single person wait together, the single
 person is in the next batch of two or more. Within a group items keep their order.
 
-Batches have sizes of a fixed set, so that shapes repeat and all of them can be warm before the first request; what is
+Batches have sizes of a fixed set, so that shapes repeat and most of them can be warm before the first request; what is
 left over waits for the next run. See `batch_sizes`.
 
 Networks on a CPU use all of its threads, so two of them at once would only be in each other's way: they take turns

@@ -25,9 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import openvino
 import torch
-from openvino import opset13
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -37,7 +35,7 @@ from app.engines import Runtime, create_engine
 from app.engines.choice import EXACT
 from app.engines.openvino import OpenVINOEngine, convert, has_bf16, keep_float32
 from app.engines.torch import TorchEngine
-from model.folding import fold
+from model.folding import fold_gates
 from model.networks import build
 from model.networks.complexity import count_macs
 
@@ -172,6 +170,9 @@ class Peak:
             self.macs = (4 * SIDE) ** 3
             self._run: Callable[[], object] = lambda: ((matrix @ matrix), torch.cuda.synchronize())
         else:
+            import openvino  # here, once app.engines has kept it off the network
+            from openvino import opset13
+
             a = opset13.parameter([SIDE, SIDE], np.float32)
             product = opset13.matmul(a, opset13.constant(np.ones((SIDE, SIDE), np.float32)), False, False)
             options = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads}
@@ -226,8 +227,10 @@ def print_table(console: Console, variants: list[Variant], peaks: dict[str, Peak
 
 def print_profile(console: Console, name: str, size: tuple[int, int], batch: int, threads: int) -> None:
     """Where OpenVINO's time goes, by kind of operation; its own counters, which slow it down a little."""
+    import openvino
+
     torch.manual_seed(0)
-    network = fold(Pixels(build(name, 17).eval()))
+    network = fold_gates(Pixels(build(name, 17).eval()))
     precision = "bf16" if has_bf16() else "f32"
     core, model = openvino.Core(), convert(network, torch.zeros(2, *size, 3, dtype=torch.uint8))
     if precision == "bf16":

@@ -16,14 +16,21 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def fold(network: Network) -> Network:
-    """A copy in evaluation mode, for inference only. Outputs are equal up to rounding.
+    """A copy in evaluation mode, for inference only: gates and batch norms folded, outputs equal up to rounding.
 
     A batch norm is folded where it follows a convolution in an `nn.Sequential`; any other one stays.
     """
-    folded = copy.deepcopy(network).eval().requires_grad_(False)
+    folded = fold_gates(network)
     for module in list(folded.modules()):
         if isinstance(module, nn.Sequential):
             _fold_batch_norms(module)
+    return folded
+
+
+def fold_gates(network: Network) -> Network:
+    """The same with its batch norms as they are."""
+    folded = copy.deepcopy(network).eval().requires_grad_(False)
+    for module in list(folded.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, SemiChannelConv):
                 setattr(module, name, FoldedSemiChannelConv(child))

@@ -1,4 +1,4 @@
-"""Keep ultralytics off the network, and from changing the process that imports it."""
+"""Keep ultralytics and OpenVINO off the network, and ultralytics from changing the process that imports it."""
 
 import os
 import sys
@@ -10,6 +10,13 @@ from typing import Any
 import numpy as np
 
 INTEGRATIONS = ("clearml", "comet", "dvc", "mlflow", "raytune", "tensorboard", "wandb")
+
+
+def keep_openvino_offline() -> None:
+    """OpenVINO sends usage figures when it is imported and when it converts, unless its telemetry package cannot be
+    imported: see to that. Call it before anything imports OpenVINO.
+    """
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 
 def keep_ultralytics_offline(folder: Path | None = None) -> None:

@@ -1,6 +1,10 @@
 """What runs the networks, behind `model.inference.Engine`: OpenVINO on the CPU, PyTorch on a GPU."""
 
-from app.engines.choice import (
+from model.offline import keep_openvino_offline
+
+keep_openvino_offline()
+
+from app.engines.choice import (  # noqa: E402
     Runtime,
     build_engine,
     choose_runtime,

@@ -3,7 +3,6 @@
 import hashlib
 import logging
 import multiprocessing
-import os
 import re
 import signal
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from app.engines.openvino import OpenVINOEngine, convert_cached, has_bf16
 from app.engines.torch import Float32Head, TorchEngine
 from app.settings import Settings, SettingsError
 from model.errors import PackageError
-from model.folding import fold
+from model.folding import fold_gates
 from model.inference import Engine, PixelNetwork
 from model.package import Package, load_package
 from model.ranges import Ranges
@@ -35,8 +34,8 @@ EXACT = re.compile(r"network\.(head|pyramid|stages\.2\.\d\.(branches\.0|exchange
 
 @dataclass(frozen=True)
 class Runtime:
-    """An engine (`openvino` or `torch`), where it runs (`cpu` or `cuda`), and its arithmetic (`f16`, `bf16`, `f32` or
-    `int8`).
+    """An engine (`openvino` or `torch`), where it runs (`cpu` or `cuda`), its arithmetic (`f16`, `bf16`, `f32` or
+    `int8`), and the batch sizes that OpenVINO compiles on their own.
 
     int8 is the pose network's; a detector has no ranges and runs in bf16 then, or in f32 where the CPU has no bf16.
     """
@@ -45,6 +44,7 @@ class Runtime:
     device: str
     precision: str
     threads: int
+    fixed: tuple[int, ...] = ()
 
 
 def choose_runtime(settings: Settings) -> Runtime:
@@ -76,7 +76,8 @@ def choose_runtime(settings: Settings) -> Runtime:
         raise SettingsError("POSE_PRECISION=f16 is for a GPU, and the networks run on the CPU here; use auto or f32")
     elif precision == "bf16" and engine == "openvino" and not has_bf16():
         raise SettingsError("POSE_PRECISION=bf16, but this CPU has no bf16 arithmetic; use auto or f32")
-    runtime = Runtime(engine, device, precision, settings.threads or len(os.sched_getaffinity(0)))
+    fixed = sorted({1, settings.max_batch}) if engine == "openvino" else ()  # one person, and a full batch, come most
+    runtime = Runtime(engine, device, precision, settings.threads, tuple(fixed))
     logger.info(
         "engine %s on %s in %s, %d CPU threads", runtime.engine, runtime.device, runtime.precision, runtime.threads
     )
@@ -105,7 +106,9 @@ def create_engine(
         if precision == "int8" and ranges is None:
             precision = "bf16" if has_bf16() else "f32"
         key = f"{key} {_hash_code()}"
-        return OpenVINOEngine(fold(network), example, key, precision, runtime.threads, cache, exact, ranges)
+        return OpenVINOEngine(
+            fold_gates(network), example, key, precision, runtime.threads, cache, exact, ranges, runtime.fixed
+        )
     return TorchEngine(network, runtime.device, runtime.precision)
 
 
@@ -134,7 +137,7 @@ def example_crops(package: Package) -> Tensor:
 
 def convert_pose(package: Package, cache: Path) -> openvino.Model:
     """The package's network as an OpenVINO graph in float32: (N, H, W, 3) uint8 crops -> heatmaps."""
-    network, key = fold(PixelNetwork(package.network, package.card)), f"{package.card.sha256} {_hash_code()}"
+    network, key = fold_gates(PixelNetwork(package.network, package.card)), f"{package.card.sha256} {_hash_code()}"
     return convert_cached(openvino.Core(), network, example_crops(package), key, cache)
 
 

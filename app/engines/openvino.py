@@ -1,4 +1,7 @@
-"""OpenVINO on the CPU: converted once from the torch module, kept in the cache folder for the next start.
+"""OpenVINO on the CPU: converted and compiled once, kept in the cache folder for the next start.
+
+A graph for any batch size finds the shapes of its thousand operations anew in every run, which takes longer than some
+of them. So the sizes that matter most are compiled on their own, at the price of a copy of the weights each.
 
 Inference in bf16 keeps the network's output in float32 (the CPU plug-in never lowers the tail of a graph): decoding
 reads sub-pixel places from it. Parts that need more can be kept in float32 as well.
@@ -6,9 +9,12 @@ reads sub-pixel places from it. Parts that need more can be kept in float32 as w
 
 import hashlib
 import logging
+import os
 import re
 import tempfile
 import warnings
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +54,7 @@ class OpenVINOEngine:
         cache: folder for converted networks; made where missing.
         exact: pattern of the modules' names that compute in float32 though the precision is `bf16`.
         ranges: where the network computes in int8; all else is float32 then.
+        fixed: batch sizes that are compiled on their own.
 
     Raises:
         PackageError: the ranges do not fit the network.
@@ -63,6 +70,7 @@ class OpenVINOEngine:
         cache: Path,
         exact: re.Pattern[str] | None = None,
         ranges: Ranges | None = None,
+        fixed: Collection[int] = (),
     ) -> None:
         core = openvino.Core()
         model = convert_cached(core, network, example, key, cache)
@@ -76,12 +84,23 @@ class OpenVINOEngine:
             "INFERENCE_NUM_THREADS": threads,
             "PERFORMANCE_HINT": "LATENCY",
         }
-        compiled = core.compile_model(model, "CPU", options)
-        self._request = compiled.create_infer_request()
+        if cache.is_dir() and os.access(cache, os.W_OK):
+            options["CACHE_DIR"] = str(cache)
+
+        def prepare(size: int | None) -> openvino.InferRequest:
+            shaped = model if size is None else model.clone()
+            if size is not None:
+                shaped.reshape({0: openvino.PartialShape([size, *example.shape[1:]])})
+            return core.compile_model(shaped, "CPU", options).create_infer_request()
+
+        sizes = (None, *sorted(fixed))
+        with ThreadPoolExecutor(len(sizes)) as pool:
+            self._requests = dict(zip(sizes, pool.map(prepare, sizes), strict=True))
 
     def __call__(self, crops: np.ndarray) -> Tensor:
         """Inputs (N, ...) -> the network's output (N, ...) float32, on the CPU."""
-        return torch.from_numpy(self._request.infer({0: crops}, share_inputs=True)[0])
+        request = self._requests.get(len(crops)) or self._requests[None]
+        return torch.from_numpy(request.infer({0: crops}, share_inputs=True)[0])
 
 
 def compile_float32(path: Path) -> Engine:

@@ -88,8 +88,17 @@ def test_the_second_start_takes_the_converted_network(pose_package: Path, cache:
         create_pose_engine(package, runtime("openvino", "f32"), cache)
         kept = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
         create_pose_engine(package, runtime("openvino", "f32"), cache)
-    assert {path.suffix for path in kept} == {".xml", ".bin"}
+    assert {path.suffix for path in kept} == {".xml", ".bin", ".blob"}  # converted, and compiled
     assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == kept
+
+
+def test_sizes_that_are_compiled_on_their_own_give_the_same(
+    pose_package: Path, cache: Path, reference: torch.Tensor
+) -> None:
+    fixed = Runtime("openvino", "cpu", "f32", 1, fixed=(1, 4))
+    run = create_pose_engine(load_package(str(pose_package)), fixed, cache)
+    for size in (1, 2, 4, 5):
+        torch.testing.assert_close(run(CROPS[:size]), reference[:size], atol=1e-3, rtol=1e-3)
 
 
 def test_a_damaged_cache_and_one_that_cannot_be_written_do_no_harm(
@@ -107,7 +116,8 @@ def test_a_damaged_cache_and_one_that_cannot_be_written_do_no_harm(
     monkeypatch.setattr("app.engines.openvino.convert", lambda *_: model)  # which takes half a minute
     damaged = tmp_path / "damaged"
     damaged.mkdir()
-    (damaged / converted.name).write_text("no network")
+    for kept in (converted, *cache.glob("*.blob")):
+        (damaged / kept.name).write_text("no network")
     (tmp_path / "file").touch()
     for folder, warning in ((damaged, "cannot be read"), (tmp_path / "file" / "cache", "is not kept")):
         heatmaps = create_pose_engine(package, runtime("openvino", "f32"), folder)(CROPS)

@@ -54,3 +54,12 @@ def test_the_service_answers_inside_an_empty_network_namespace(converted: Path) 
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["status"] == 0
     assert json.loads(done.stdout.splitlines()[-1])["persons"] >= 2
+
+
+def test_openvino_has_nothing_to_send_usage_figures_with() -> None:
+    script = (
+        "import sys, app.main; from openvino.tools.ovc import convert_impl as convert; "
+        "print(convert.tm.__name__, [name for name in sys.modules if name.startswith('openvino_telemetry.')])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["openvino.tools.ovc.telemetry_stub", "[]"]
