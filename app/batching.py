@@ -7,7 +7,7 @@ Fairness: items wait by group, a request being a group, and a batch takes one it
 waited before a newcomer first. Where a request with 60 people and one with a single person wait together, the single
 person is in the next batch of two or more. Within a group items keep their order.
 
-Batches have sizes of a fixed set, so that shapes repeat and most of them can be warm before the first request; what is
+Batches have sizes of a fixed set, so that shapes repeat and engines can be made for each and warmed; what is
 left over waits for the next run. See `batch_sizes`.
 
 Networks on a CPU use all of its threads, so two of them at once would only be in each other's way: they take turns
@@ -28,9 +28,6 @@ from app.errors import DeadlineError
 
 logger = logging.getLogger(__name__)
 
-# Every size up to this one: on OpenVINO in bf16 (192x144 crops, two cores) 5 crops take 118 ms as a batch of 5, 145 as
-# 4 + 1 and 165 padded to 8; 3 take 80, 113 and 98. Set it to 1 for powers of two alone, where a size costs memory.
-EVERY = 8
 TIMER_SLACK = 0.01  # seconds by which an event loop's timer may be early
 
 Item = TypeVar("Item")
@@ -38,8 +35,8 @@ Result = TypeVar("Result")
 
 
 def batch_sizes(most: int) -> tuple[int, ...]:
-    """The sizes that batches have, ascending: every one up to `EVERY`, then powers of two, and `most`."""
-    return tuple(n for n in range(1, most + 1) if n <= EVERY or n & (n - 1) == 0 or n == most)
+    """The sizes that batches have, ascending: powers of two up to `most`, and `most`."""
+    return tuple(n for n in range(1, most + 1) if n & (n - 1) == 0 or n == most)
 
 
 def drop_reason(deadline: float) -> str:

@@ -36,32 +36,27 @@ def canary_picture() -> Picture:
     return picture
 
 
-def warm_sizes(most: int) -> list[int]:
-    """Powers of two, and the largest: another size of batch takes about a tenth of a second longer once."""
-    return [size for size in batch_sizes(most) if size & (size - 1) == 0 or size == most]
-
-
 def warm(pipeline: Pipeline) -> None:
-    """Run every step, each network on most sizes of batch, and the canary twice.
+    """Run every step, each network on every size of batch, and the canary twice.
 
     Raises:
         CanaryError: see `check_pose`.
     """
     # the detector: what it finds in a drawing is its own affair, that it runs is not
-    for size in warm_sizes(pipeline.settings.max_batch):
+    for size in batch_sizes(pipeline.settings.max_batch):
         pipeline.detect([canary_picture()] * size)
     check_pose(pipeline)
 
 
 def check_pose(pipeline: Pipeline) -> None:
-    """Run the pose network on most sizes of batch, and the canary twice, without the detector.
+    """Run the pose network on every size of batch, and the canary twice, without the detector.
 
     Raises:
         CanaryError: keypoints outside the crop, or all in one point, or not the same both times.
     """
     picture = canary_picture()
     crops, _ = pipeline.cut(picture, np.array([BOX], np.float32), Options())
-    for size in warm_sizes(pipeline.settings.max_batch):
+    for size in batch_sizes(pipeline.settings.max_batch):
         pipeline.pose(crops * size)
     first, second = (pipeline.predict(picture, Options(boxes=[BOX])) for _ in range(2))
     low, high = np.array(BOX[:2]), np.array(BOX[2:])

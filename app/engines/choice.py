@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import model
+from app.batching import batch_sizes
 from app.engines.int8 import find_ranges
 from app.engines.openvino import OpenVINOEngine, convert_cached, has_bf16
 from app.engines.torch import Float32Head, TorchEngine
@@ -35,7 +36,7 @@ EXACT = re.compile(r"network\.(head|pyramid|stages\.2\.\d\.(branches\.0|exchange
 @dataclass(frozen=True)
 class Runtime:
     """An engine (`openvino` or `torch`), where it runs (`cpu` or `cuda`), its arithmetic (`f16`, `bf16`, `f32` or
-    `int8`), and the batch sizes that OpenVINO compiles on their own.
+    `int8`), and the batch sizes that OpenVINO is compiled for (none: one graph for any size).
 
     int8 is the pose network's; a detector has no ranges and runs in bf16 then, or in f32 where the CPU has no bf16.
     """
@@ -44,7 +45,7 @@ class Runtime:
     device: str
     precision: str
     threads: int
-    fixed: tuple[int, ...] = ()
+    sizes: tuple[int, ...] = ()
 
 
 def choose_runtime(settings: Settings) -> Runtime:
@@ -76,8 +77,8 @@ def choose_runtime(settings: Settings) -> Runtime:
         raise SettingsError("POSE_PRECISION=f16 is for a GPU, and the networks run on the CPU here; use auto or f32")
     elif precision == "bf16" and engine == "openvino" and not has_bf16():
         raise SettingsError("POSE_PRECISION=bf16, but this CPU has no bf16 arithmetic; use auto or f32")
-    fixed = sorted({1, settings.max_batch}) if engine == "openvino" else ()  # one person, and a full batch, come most
-    runtime = Runtime(engine, device, precision, settings.threads, tuple(fixed))
+    sizes = batch_sizes(settings.max_batch) if engine == "openvino" else ()
+    runtime = Runtime(engine, device, precision, settings.threads, sizes)
     logger.info(
         "engine %s on %s in %s, %d CPU threads", runtime.engine, runtime.device, runtime.precision, runtime.threads
     )
@@ -107,7 +108,7 @@ def create_engine(
             precision = "bf16" if has_bf16() else "f32"
         key = f"{key} {_hash_code()}"
         return OpenVINOEngine(
-            fold_gates(network), example, key, precision, runtime.threads, cache, exact, ranges, runtime.fixed
+            fold_gates(network), example, key, precision, runtime.threads, cache, exact, ranges, runtime.sizes
         )
     return TorchEngine(network, runtime.device, runtime.precision)
 

@@ -1,7 +1,8 @@
 """OpenVINO on the CPU: converted and compiled once, kept in the cache folder for the next start.
 
-A graph for any batch size finds the shapes of its thousand operations anew in every run, which takes longer than some
-of them. So the sizes that matter most are compiled on their own, at the price of a copy of the weights each.
+A graph for any batch size finds the shapes of its thousand operations anew in every run: one crop takes a third longer,
+and twice as long where sizes alternate. So a service compiles one graph for each of a few sizes, at the price of a copy
+of the weights each, and other sizes are made of these.
 
 Inference in bf16 keeps the network's output in float32 (the CPU plug-in never lowers the tail of a graph): decoding
 reads sub-pixel places from it. Parts that need more can be kept in float32 as well.
@@ -27,6 +28,8 @@ from model.inference import Engine
 from model.ranges import Ranges
 
 logger = logging.getLogger(__name__)
+
+ANY = 0  # in place of a batch size
 
 # The mark that keeps an operation in float32. OpenVINO's Python has no way to make one, so it is read from a graph.
 MARKED = b"""<net name="marked" version="11"><layers>
@@ -54,7 +57,7 @@ class OpenVINOEngine:
         cache: folder for converted networks; made where missing.
         exact: pattern of the modules' names that compute in float32 though the precision is `bf16`.
         ranges: where the network computes in int8; all else is float32 then.
-        fixed: batch sizes that are compiled on their own.
+        sizes: batch sizes to compile for, 1 among them; none: one graph for any size.
 
     Raises:
         PackageError: the ranges do not fit the network.
@@ -70,7 +73,7 @@ class OpenVINOEngine:
         cache: Path,
         exact: re.Pattern[str] | None = None,
         ranges: Ranges | None = None,
-        fixed: Collection[int] = (),
+        sizes: Collection[int] = (),
     ) -> None:
         core = openvino.Core()
         model = convert_cached(core, network, example, key, cache)
@@ -87,20 +90,26 @@ class OpenVINOEngine:
         if cache.is_dir() and os.access(cache, os.W_OK):
             options["CACHE_DIR"] = str(cache)
 
-        def prepare(size: int | None) -> openvino.InferRequest:
-            shaped = model if size is None else model.clone()
-            if size is not None:
+        def prepare(size: int) -> openvino.InferRequest:
+            shaped = model if size == ANY else model.clone()
+            if size != ANY:
                 shaped.reshape({0: openvino.PartialShape([size, *example.shape[1:]])})
             return core.compile_model(shaped, "CPU", options).create_infer_request()
 
-        sizes = (None, *sorted(fixed))
-        with ThreadPoolExecutor(len(sizes)) as pool:
-            self._requests = dict(zip(sizes, pool.map(prepare, sizes), strict=True))
+        largest_first = sorted(sizes, reverse=True) or [ANY]
+        with ThreadPoolExecutor(len(largest_first)) as pool:
+            self._requests = dict(zip(largest_first, pool.map(prepare, largest_first), strict=True))
 
     def __call__(self, crops: np.ndarray) -> Tensor:
         """Inputs (N, ...) -> the network's output (N, ...) float32, on the CPU."""
-        request = self._requests.get(len(crops)) or self._requests[None]
-        return torch.from_numpy(request.infer({0: crops}, share_inputs=True)[0])
+        outputs: list[np.ndarray] = []
+        begin = 0
+        for size, request in self._requests.items():
+            while begin < len(crops) and (size == ANY or begin + size <= len(crops)):
+                part = crops[begin:] if size == ANY else crops[begin : begin + size]
+                outputs.append(request.infer({0: part}, share_inputs=True)[0])
+                begin += len(part)
+        return torch.from_numpy(outputs[0] if len(outputs) == 1 else np.concatenate(outputs))
 
 
 def compile_float32(path: Path) -> Engine:
