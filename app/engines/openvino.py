@@ -141,6 +141,7 @@ def convert_cached(core: openvino.Core, network: nn.Module, example: Tensor, key
     model = convert(network, example)
     try:
         _save(model, path)
+        return core.read_model(path)  # as later starts do: what is compiled of it has the same name in the cache then
     except (OSError, RuntimeError) as error:
         logger.warning("the converted network is not kept, every start converts it again: %s", error)
     return model
