@@ -248,6 +248,7 @@ def publish(options: argparse.Namespace) -> int:
 def quantise(options: argparse.Namespace) -> int:
     """`pose quantise`."""
     from app.engines import build_engine, find_pose_ranges
+    from app.engines.int8 import nncf_version
     from app.settings import load_settings
     from model.package import find_package, load_package
     from training.quantising import Tools, describe_loss
@@ -257,7 +258,7 @@ def quantise(options: argparse.Namespace) -> int:
     package, folder = load_package(options.package), find_package(options.package)
     cache = load_settings().cache_folder
     tools = Tools(
-        f"nncf {version('nncf')}",
+        f"nncf {nncf_version()}",
         lambda crops: find_pose_ranges(package, crops, cache),
         lambda one, precision: build_engine(one, "openvino", precision),
     )

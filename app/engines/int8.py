@@ -8,6 +8,7 @@ the channel gates, the attention.
 import os
 import re
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 import openvino
@@ -17,6 +18,7 @@ from model.errors import PackageError, UserError
 from model.ranges import Range, Ranges
 
 NAMED = "__module"  # the names that a conversion from PyTorch gives; all others are numbers of one process
+MISSING = "NNCF is missing: pip install 'pose-server[quantise]'"
 GATES = r"gate|enhance|aten::(mean|sigmoid)"  # cheap, and their rounding weighs every pixel
 
 
@@ -57,6 +59,18 @@ def insert_ranges(model: openvino.Model, ranges: Ranges) -> None:
     model.validate_nodes_and_infer_types()
 
 
+def nncf_version() -> str:
+    """The installed version of what finds ranges.
+
+    Raises:
+        QuantiseError: it is not installed.
+    """
+    try:
+        return version("nncf")
+    except PackageNotFoundError:
+        raise QuantiseError(MISSING) from None
+
+
 def find_ranges(model: openvino.Model, crops: np.ndarray, exact: re.Pattern[str], weights: str) -> Ranges:
     """Ranges by NNCF's post-training quantisation, biases corrected for what rounding shifts. NNCF shows its progress.
 
@@ -73,7 +87,7 @@ def find_ranges(model: openvino.Model, crops: np.ndarray, exact: re.Pattern[str]
     try:
         import nncf
     except ImportError:
-        raise QuantiseError("NNCF is missing: pip install 'pose-server[quantise]'") from None
+        raise QuantiseError(MISSING) from None
     nncf.set_log_level(40)
 
     _name_operations(model)
