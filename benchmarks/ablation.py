@@ -1,6 +1,6 @@
 """What each part is worth: short runs of equal length that differ in one thing, over several seeds.
 
-    python benchmarks/ablation.py network loss data --samples 12800 --seeds 0 1 --json ablation.json
+    python benchmarks/ablation.py network loss data --samples 24000 --seeds 0 1 --json ablation.json
     python benchmarks/ablation.py network --quick
 
 Groups: `network` (Table 3 of the paper: HRNet-W32, SCR, SCR and DASP, all), `loss` (how heatmaps are learnt), `data`
@@ -115,7 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("groups", nargs="+", choices=GROUPS)
     parser.add_argument("--config", default="shared_small", help="where data and recipe come from")
-    parser.add_argument("--samples", default=12_800, type=int, help="crops that every run sees (default 12800)")
+    parser.add_argument("--samples", default=24_000, type=int, help="crops that every run sees (default 24000)")
     parser.add_argument("--size", default="64x48", type=parse_size, help="crop HEIGHTxWIDTH (default 64x48)")
     parser.add_argument("--seeds", nargs="+", default=[0, 1], type=int)
     parser.add_argument("--quick", action="store_true", help="256 crops and one seed: shows that it runs, nothing else")
