@@ -92,7 +92,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     console = Console()
     with tempfile.TemporaryDirectory() as cache:
-        runtimes = choose_runtimes(options.threads, options.quick)
+        runtimes = choose_runtimes(options.threads, tuple(sorted({1, *options.batches})), options.quick)
         variants: list[Variant] = []
         jobs = [(name, runtime) for name in options.networks for runtime in runtimes]
         progress = Console(stderr=True)
@@ -126,11 +126,11 @@ def main() -> None:
         beside.replace(options.json)
 
 
-def choose_runtimes(threads: int, quick: bool) -> list[Runtime]:
+def choose_runtimes(threads: int, sizes: tuple[int, ...], quick: bool) -> list[Runtime]:
     """Every engine and arithmetic that this machine has, the one that serves first."""
-    runtimes = [Runtime("openvino", "cpu", "f32", threads)]
+    runtimes = [Runtime("openvino", "cpu", "f32", threads, sizes)]
     if has_bf16():
-        runtimes.insert(0, Runtime("openvino", "cpu", "bf16", threads))
+        runtimes.insert(0, Runtime("openvino", "cpu", "bf16", threads, sizes))
     if not quick:
         runtimes.append(Runtime("torch", "cpu", "f32", threads))
     if torch.cuda.is_available():
