@@ -4,11 +4,12 @@ A package is all that serving needs: the card says how to build the network, cut
 hold `int8.safetensors` as well, what int8 needs beside the weights (`pose quantise`).
 """
 
+import contextlib
 import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -269,19 +270,11 @@ def write_package(folder: Path, fields: Mapping[str, Any], state: Mapping[str, T
     for name, tensor in half.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise PackageError(f"{name} is not finite in half precision: this network cannot be published")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with _written_beside(folder) as beside:
         save_file(half, beside / WEIGHTS)
         (beside / WEIGHTS).chmod(0o644)  # safetensors writes for its owner alone
         card = Card.model_validate({**fields, "sha256": hash_file(beside / WEIGHTS)})
         (beside / CARD).write_text(card.model_dump_json(indent=2) + "\n")
-        load_package(str(beside))
-        beside.chmod(0o755)
-        replace_folder(beside, folder)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
     return card
 
 
@@ -295,20 +288,32 @@ def add_ranges(folder: Path, ranges: Ranges, fields: Mapping[str, Any]) -> Card:
         PackageError: the package is damaged, or the ranges were made for other weights.
     """
     card = read_card(folder)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with _written_beside(folder) as beside:
         shutil.copytree(folder, beside, dirs_exist_ok=True)
         write_ranges(beside / INT8, ranges)
         (beside / INT8).chmod(0o644)
         card = card.model_copy(update={"int8": Quantisation(**fields, sha256=hash_file(beside / INT8))})
         (beside / CARD).write_text(card.model_dump_json(indent=2) + "\n")
+    return card
+
+
+@contextlib.contextmanager
+def _written_beside(folder: Path) -> Iterator[Path]:
+    """A new folder beside the package's, to write into; afterwards it is checked by reading it, and takes its place.
+
+    Raises:
+        PackageError: what was written cannot be read back. The older package stays, as with any other error.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield beside
         load_package(str(beside))
         beside.chmod(0o755)
         replace_folder(beside, folder)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
-    return card
 
 
 def replace_folder(new: Path, folder: Path) -> None:
