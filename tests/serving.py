@@ -162,7 +162,7 @@ class Process:
     ) -> None:
         arguments = [sys.executable, *command]
         self.popen = subprocess.Popen(
-            arguments, cwd=ROOT, env=variables, stdin=stdin, stderr=subprocess.PIPE, text=True
+            arguments, cwd=ROOT, env=variables, stdin=stdin, stderr=subprocess.PIPE, encoding="utf-8"
         )
         self.log = ""
         self.reader = threading.Thread(target=self._read)

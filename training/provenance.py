@@ -9,7 +9,7 @@ def git_commit() -> str:
     try:
         here = Path(__file__).parent
         run = [
-            subprocess.run(command, cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+            subprocess.run(command, cwd=here, capture_output=True, encoding="utf-8", check=True).stdout.strip()
             for command in (["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "-uno"])
         ]
     except (OSError, subprocess.CalledProcessError):

@@ -109,7 +109,7 @@ def test_the_guides_example_finds_the_joints(tmp_path: Path, package: Package, c
         cv2.circle(picture, dot, 5, (255, 0, 0), -1)
     (tmp_path / "photo.png").write_bytes(encode_picture(picture))
     command = [sys.executable, "example.py", file.name, "photo.png", json.dumps(boxes)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8", check=True)
     people = [json.loads(line) for line in done.stdout.splitlines()]
     assert [list(person) for person in people] == [list(package.skeleton.joints)] * 2
     for person, dot, (_, top, _, bottom) in zip(people, dots, boxes, strict=True):

@@ -49,7 +49,7 @@ def test_the_service_answers_inside_an_empty_network_namespace(converted: Path) 
     environment = {k: v for k, v in os.environ.items() if not k.startswith("POSE_")} | {"POSE_CACHE": str(converted)}
     done = subprocess.run(
         ["unshare", "--map-root-user", "--net", sys.executable, "-c", SCRIPT, str(picture)],
-        capture_output=True, text=True, env=environment, timeout=240,
+        capture_output=True, encoding="utf-8", env=environment, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["status"] == 0
@@ -61,5 +61,5 @@ def test_openvino_has_nothing_to_send_usage_figures_with() -> None:
         "import sys, app.main; from openvino.tools.ovc import convert_impl as convert; "
         "print(convert.tm.__name__, [name for name in sys.modules if name.startswith('openvino_telemetry.')])"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, encoding="utf-8", check=True)
     assert done.stdout.split() == ["openvino.tools.ovc.telemetry_stub", "[]"]

@@ -78,7 +78,8 @@ def test_the_ten_commands_lead_from_labels_to_a_running_service(folder: Path, co
     script = "set -ex -o pipefail\n" + "\n".join(commands).replace("localhost:8000", f"localhost:{port}") + "\n"
     shell = subprocess.Popen(
         ["bash", "-c", script + "kill %1; wait %1"],
-        cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
+        start_new_session=True,
     )  # fmt: skip
     try:
         out, err = shell.communicate(timeout=550)

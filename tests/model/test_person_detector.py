@@ -248,7 +248,7 @@ def test_a_fresh_process_stays_offline_and_keeps_its_threads(network: Any, tmp_p
     environment["HOME"] = str(tmp_path / "home")
     root = Path(__file__).parents[2]
     result = subprocess.run(
-        [sys.executable, "-c", PROBE, str(folder)], cwd=root, env=environment, capture_output=True, text=True
+        [sys.executable, "-c", PROBE, str(folder)], cwd=root, env=environment, capture_output=True, encoding="utf-8"
     )
     assert result.returncode == 0, result.stderr
     assert not (tmp_path / "home").exists()

@@ -45,7 +45,7 @@ def test_a_killed_run_goes_on_bit_for_bit(command: list[str], environment: dict[
     subprocess.run([sys.executable, *command, "--output", str(whole)], env=environment, check=True, capture_output=True)
     with subprocess.Popen(
         [sys.executable, *command, "--output", str(killed)],
-        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8",
     ) as process:  # fmt: skip
         assert process.stderr is not None
         assert any("saved at sample 40 of 80" in line for line in process.stderr), "the tenth step did not come"
@@ -67,7 +67,7 @@ def test_two_processes_train_as_one(configuration: Path, environment: dict[str, 
         script = [str(Path(__file__).with_name("print_losses.py")), str(configuration)]
         finished = subprocess.run(
             [sys.executable, *launch, *script, "learning_rate=0.003", "warmup_samples=0", "phases.0.batch=16"],
-            env=environment, capture_output=True, text=True, check=False, timeout=200,
+            env=environment, capture_output=True, encoding="utf-8", check=False, timeout=200,
         )  # fmt: skip
         assert finished.returncode == 0, finished.stderr
         losses.append(json.loads(finished.stdout))
