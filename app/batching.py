@@ -1,6 +1,6 @@
-"""Between the async world and the networks: one thread owns each network, and whatever waits shares its next run.
+"""Between the async world and the networks: a few threads run a network, and whatever waits shares its next run.
 
-A free worker takes what is queued at once, up to the largest batch; it never waits for more while it could work. How
+A free thread takes what is queued at once, up to the largest batch; it never waits for more while it could work. How
 many items can wait is bounded where requests are let in (`app.commons`), not here.
 
 Fairness: items wait by group, a request being a group, and a batch takes one item from each group in turn, those that
@@ -10,8 +10,9 @@ person is in the next batch of two or more. Within a group items keep their orde
 Batches have sizes of a fixed set, so that shapes repeat and engines can be made for each and warmed; what is
 left over waits for the next run. See `batch_sizes`.
 
-Networks on a CPU use all of its threads, so two of them at once would only be in each other's way: they take turns
-(`Turns`). A GPU's are not held back.
+On a GPU a network has one thread and large batches. On a CPU it is the cores that are shared out (`Turns`): each runs
+a small batch by itself, of whichever network is next, so no core ever waits for another. A lone item gets all cores at
+once where nothing else would use them.
 """
 
 import contextlib
@@ -68,47 +69,81 @@ class _Entry(Generic[Item, Result]):
 
 
 class Turns:
-    """One at a time, in the order in which they came.
+    """Places to run in, handed out in the order in which they are asked for: one for each core that runs by itself.
 
     A thread comes again only after its run, behind whoever has waited meanwhile. So the detector and the pose network
     alternate under load, and a new picture waits for one pose run before its people are found, however many crops wait.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, places: int = 1) -> None:
+        self.places = places
         self._lock = threading.Lock()
-        self._busy = False
+        self._free = places
         self._waiting: deque[threading.Event] = deque()
 
     @contextlib.contextmanager
-    def one(self) -> Iterator[None]:
-        """Wait for a turn and hold it."""
+    def one(self) -> Iterator["Turn"]:
+        """Wait for a place and hold it."""
         mine = threading.Event()
         with self._lock:
-            if self._busy:
-                self._waiting.append(mine)
-            else:
-                self._busy = True
+            if self._free:
+                self._free -= 1
                 mine.set()
+            else:
+                self._waiting.append(mine)
         mine.wait()
+        turn = Turn(self)
         try:
-            yield
+            yield turn
         finally:
             with self._lock:
-                if self._waiting:
+                self._free += turn.held
+                while self._free and self._waiting:
+                    self._free -= 1
                     self._waiting.popleft().set()
-                else:
-                    self._busy = False
+
+    @property
+    def free(self) -> int:
+        """Places that nobody holds. They are free for long only where nothing else waits."""
+        return self._free
+
+    def take_rest(self) -> int:
+        """All other places, if every one is free: how many these are, 0 where one is taken."""
+        with self._lock:
+            if self._free < self.places - 1:
+                return 0
+            self._free = 0
+            return self.places - 1
+
+
+@dataclass
+class Turn:
+    """A place that is held, or all of them."""
+
+    turns: Turns
+    held: int = 1
+
+    @property
+    def spread(self) -> int:
+        """Runs that could go on side by side now, this one included."""
+        return 1 + self.turns.free
+
+    def widen(self) -> bool:
+        """Hold every place, if the others are all free; whether it does."""
+        self.held += self.turns.take_rest()
+        return self.held == self.turns.places
 
 
 class Batcher(Generic[Item, Result]):
-    """Runs `work` on batches of what is submitted, in one thread of its own.
+    """Runs `work` on batches of what is submitted, in threads of its own.
 
     Args:
-        name: of the thread and in logs.
-        work: list of items -> list of as many results, in order. Where it raises, the batch is run again item by item,
-            so that only the item that raises gets the exception.
+        name: of the threads and in logs.
+        work: list of items, and whether it has the processor to itself -> list of as many results, in order. Where it
+            raises, the batch is run again item by item, so that only the item that raises gets the exception.
         max_batch: most items of one run.
-        turns: shared with other batchers where only one is to run at a time.
+        turns: shared with other batchers that run on the same cores: a thread and a run for each place. None: one
+            thread, which has its processor to itself.
         watch_batch: called with the size of every batch.
         watch_error: called with every exception of a single item.
         watch_drop: called with the reason for every item that is dropped before its run.
@@ -117,7 +152,7 @@ class Batcher(Generic[Item, Result]):
     def __init__(
         self,
         name: str,
-        work: Callable[[list[Item]], list[Result]],
+        work: Callable[[list[Item], bool], list[Result]],
         max_batch: int,
         turns: Turns | None = None,
         watch_batch: Callable[[int], object] = lambda _: None,
@@ -129,9 +164,12 @@ class Batcher(Generic[Item, Result]):
         self.watch_batch, self.watch_error, self.watch_drop = watch_batch, watch_error, watch_drop
         self._groups: dict[Hashable, deque[_Entry[Item, Result]]] = {}  # the next one to take from comes first
         self._changed = threading.Condition()
+        self._coming = 0  # threads on their way to a batch
         self._closed = False
-        self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
-        self._thread.start()
+        count = turns.places if turns else 1
+        self._threads = [threading.Thread(target=self._loop, name=f"{name}-{i}", daemon=True) for i in range(count)]
+        for thread in self._threads:
+            thread.start()
 
     def __len__(self) -> int:
         """Items that wait."""
@@ -156,35 +194,48 @@ class Batcher(Generic[Item, Result]):
                 raise RuntimeError(f"{self.name} is closed")
             if entries:
                 self._groups.setdefault(object() if group is None else group, deque()).extend(entries)
-                self._changed.notify()
+                self._changed.notify_all()
         return [entry.future for entry in entries]
 
     def close(self) -> None:
-        """Finish what is queued, then end the thread."""
+        """Finish what is queued, then end the threads."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
-        self._thread.join()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
 
     def _loop(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._groups or self._closed)
-                if not self._groups:
+                self._changed.wait_for(lambda: self._enough or self._closed)
+                if not self._enough:
                     return
-            with self.turns.one() if self.turns else contextlib.nullcontext():
-                batch = self._take()  # only now: what came while it waited for its turn is in it
+                self._coming += 1
+            with self.turns.one() if self.turns else contextlib.nullcontext() as turn:
+                batch = self._take(turn.spread if turn else 1)  # only now: what came meanwhile is in it
                 if batch:
                     self.watch_batch(len(batch))
-                    self._run(batch)
+                    alone = (
+                        turn is None
+                        or turn.held == turn.turns.places
+                        or (len(batch) == 1 and not len(self) and turn.widen())
+                    )
+                    self._run(batch, alone)
 
-    def _take(self) -> list[_Entry[Item, Result]]:
-        """The next batch, without what was cancelled or came too late."""
+    @property
+    def _enough(self) -> bool:
+        """Whether more waits than the threads that are on their way take."""
+        return bool(self._groups) and len(self) > self._coming * self.sizes[-1]
+
+    def _take(self, spread: int) -> list[_Entry[Item, Result]]:
+        """The next batch, without what was cancelled or came too late; what waits is for so many runs side by side."""
         batch: list[_Entry[Item, Result]] = []
         with self._changed:
+            self._coming -= 1
             self._drop()
-            waiting = len(self)
-            size = max((size for size in self.sizes if size <= waiting), default=0)
+            share = -(-len(self) // spread)
+            size = max((size for size in self.sizes if size <= share), default=0)
             while self._groups and len(batch) < size:
                 group = next(iter(self._groups))
                 entries = self._groups.pop(group)
@@ -195,6 +246,8 @@ class Batcher(Generic[Item, Result]):
                     batch.append(entry)
                 else:
                     self.watch_drop(drop_reason(entry.deadline))
+            if self._enough:
+                self._changed.notify()
         return batch
 
     def _drop(self) -> None:
@@ -215,10 +268,10 @@ class Batcher(Generic[Item, Result]):
             entry.future.set_exception(DeadlineError())
         return True
 
-    def _run(self, batch: list[_Entry[Item, Result]]) -> None:
+    def _run(self, batch: list[_Entry[Item, Result]], alone: bool) -> None:
         began = time.monotonic()
         try:
-            results = self.work([entry.item for entry in batch])
+            results = self.work([entry.item for entry in batch], alone)
             if len(results) != len(batch):
                 raise RuntimeError(f"{self.name} gave {len(results)} results for {len(batch)} items")
         except Exception as error:  # noqa: BLE001 - whatever it is must reach its future, or the request hangs
@@ -228,7 +281,7 @@ class Batcher(Generic[Item, Result]):
                 return
             logger.warning("%s: a batch of %d failed, running its items alone: %s", self.name, len(batch), error)
             for entry in batch:
-                self._run([entry])
+                self._run([entry], alone)
             return
         ended = time.monotonic()
         for entry, result in zip(batch, results, strict=True):

@@ -43,9 +43,15 @@ def warm(pipeline: Pipeline) -> None:
         CanaryError: see `check_pose`.
     """
     # the detector: what it finds in a drawing is its own affair, that it runs is not
-    for size in batch_sizes(pipeline.settings.max_batch):
+    for size in _sizes(pipeline):
         pipeline.detect([canary_picture()] * size)
     check_pose(pipeline)
+
+
+def _sizes(pipeline: Pipeline) -> list[int]:
+    """Batches that run all that the engines have made for batches: one item, and each size on every core."""
+    cores = pipeline.runtime.threads if pipeline.runtime.sizes else 1
+    return sorted({1, *(size * cores for size in batch_sizes(pipeline.most))})
 
 
 def check_pose(pipeline: Pipeline) -> None:
@@ -56,7 +62,7 @@ def check_pose(pipeline: Pipeline) -> None:
     """
     picture = canary_picture()
     crops, _ = pipeline.cut(picture, np.array([BOX], np.float32), Options())
-    for size in batch_sizes(pipeline.settings.max_batch):
+    for size in _sizes(pipeline):
         pipeline.pose(crops * size)
     first, second = (pipeline.predict(picture, Options(boxes=[BOX])) for _ in range(2))
     low, high = np.array(BOX[:2]), np.array(BOX[2:])

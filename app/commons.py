@@ -1,7 +1,7 @@
-"""What outlives a pose package: the threads for pictures, the detector's thread, and the places of requests.
+"""What outlives a pose package: the threads for pictures, the detector's threads, and the places of requests.
 
-The detector is not loaded anew with the pose package. Its one thread serves the old and the new package alike, so it
-never runs in two threads at once, its memory is not doubled, and a checkpoint that is a pickle is read only at the
+The detector is not loaded anew with the pose package. Its threads serve the old and the new package alike, so there are
+never more of them than it allows, its memory is not doubled, and a checkpoint that is a pickle is read only at the
 start.
 """
 
@@ -12,11 +12,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from app.batching import Batcher, Done, Turns, drop_reason, timed
-from app.detector import Boxes, Detector, Scores, WholePicture
+from app.detector import Boxes, Scores, WholePicture
 from app.errors import OverloadError
 from app.images import Picture
 from app.metrics import Metrics
-from app.settings import Settings
+from app.pipeline import Pipeline
 
 T = TypeVar("T")
 
@@ -25,32 +25,26 @@ class Commons:
     """See the module.
 
     Args:
-        one_by_one: the networks share their processor's cores, so they take turns.
+        pipeline: of which the detector and the settings are kept.
 
     Attributes:
         working: pictures being worked on, at most `queue_size`, whichever package answers them.
-        detect: the detector's thread.
+        detect: the detector's threads.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        detector: Detector,
-        metrics: Metrics,
-        watch_error: Callable[[Exception], object],
-        *,
-        one_by_one: bool,
-    ) -> None:
-        self.settings, self.metrics, self.watch_error = settings, metrics, watch_error
+    def __init__(self, pipeline: Pipeline, metrics: Metrics, watch_error: Callable[[Exception], object]) -> None:
+        self.settings, self.metrics, self.watch_error = pipeline.settings, metrics, watch_error
+        settings, detector, runtime = pipeline.settings, pipeline.detector, pipeline.runtime
         self.working = 0
-        self._one_by_one = one_by_one
+        self._lanes = runtime.lanes if runtime.device == "cpu" else 0
         self._has_network = not isinstance(detector, WholePicture)
         self._places = asyncio.Semaphore(settings.queue_size)
         self._pool = ThreadPoolExecutor(settings.decode_threads, "decode")
         self.detect: Batcher[Picture, tuple[Boxes, Scores]] = Batcher(
             "detect",
             detector.detect,
-            settings.max_batch,
+            pipeline.most,
+            self._new_turns() if self._has_network else None,
             watch_batch=metrics.batch_size.labels("detect").observe,
             watch_error=watch_error,
             watch_drop=metrics.watch_drop("detect"),
@@ -58,14 +52,18 @@ class Commons:
         metrics.watch_queue("detect", self.detect.__len__)
 
     def renew_turns(self) -> Turns | None:
-        """Turns for a new pose network, which the detector takes with it from now on; None where they may run at once.
+        """Turns for a new pose network, which the detector takes with it from now on; None on a GPU, where both may run
+        at once.
 
         The pose network before ends its last requests beside them, so that nobody has to wait for it.
         """
-        turns = Turns() if self._one_by_one else None
+        turns = self._new_turns()
         if self._has_network:
             self.detect.turns = turns
         return turns
+
+    def _new_turns(self) -> Turns | None:
+        return Turns(self._lanes) if self._lanes else None
 
     def check_places(self) -> None:
         """Whether there is a place at once; whoever waits for one comes first.

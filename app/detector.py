@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from app.engines import Runtime, create_engine
+from app.engines import Runtime, create_engine, on_one_core
 from app.engines.torch import Float32Head
 from app.images import Picture
 from model.errors import PackageError
@@ -25,16 +25,21 @@ Scores = npt.NDArray[np.float32]
 
 
 class Detector(Protocol):
-    """Finds people. Not thread-safe: one thread owns it."""
+    """Finds people. One thread owns it, but for calls that say they are not `alone`."""
 
     @property
     def name(self) -> str:
         """For `/model` and logs."""
         ...
 
-    def detect(self, pictures: list[Picture]) -> list[tuple[Boxes, Scores]]:
+    def detect(self, pictures: list[Picture], alone: bool = True) -> list[tuple[Boxes, Scores]]:
         """One (boxes (N, 4) float32 xyxy, picture pixels; scores (N,) float32 in 0..1) per (H, W, 3) uint8 RGB
-        picture, highest score first."""
+        picture, highest score first.
+
+        Args:
+            alone: whether the call has the processor to itself. Where it has not, as many may go on side by side as the
+                runtime has lanes.
+        """
         ...
 
 
@@ -44,7 +49,7 @@ class WholePicture:
 
     name: str = "none"
 
-    def detect(self, pictures: list[Picture]) -> list[tuple[Boxes, Scores]]:
+    def detect(self, pictures: list[Picture], alone: bool = True) -> list[tuple[Boxes, Scores]]:  # noqa: ARG002
         """One box, the whole picture, with score 1."""
         return [(np.array([[0, 0, p.shape[1], p.shape[0]]], np.float32), np.ones(1, np.float32)) for p in pictures]
 
@@ -57,12 +62,13 @@ class NetworkDetector:
     steps: PersonDetector
     forward: Callable[[np.ndarray], Tensor]
 
-    def detect(self, pictures: list[Picture]) -> list[tuple[Boxes, Scores]]:
+    def detect(self, pictures: list[Picture], alone: bool = True) -> list[tuple[Boxes, Scores]]:
         """See `Detector`."""
         if not pictures:
             return []
         squares, records = self.steps.letterbox(pictures)
-        return self.steps.boxes(self.forward(squares).float().cpu(), records)
+        forward = self.forward if alone else on_one_core(self.forward)
+        return self.steps.boxes(forward(squares).float().cpu(), records)
 
 
 class _FromPixels(nn.Module):

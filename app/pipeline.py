@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from app.detector import Boxes, Choice, Scores, choose_detector
-from app.engines import Runtime, choose_runtime, convert_apart, create_pose_engine
+from app.engines import Runtime, choose_runtime, convert_apart, create_pose_engine, on_one_core
 from app.errors import RequestError
 from app.images import Picture
 from app.result import Floats, PoseResult
@@ -44,7 +44,8 @@ class Joints:
 
 
 class Pipeline:
-    """The models and the steps. Its `detect` and `pose` each belong to one thread at a time.
+    """The models and the steps. Its `detect` and `pose` each belong to one thread at a time, but for calls that say
+    they are not `alone`: as many of those as the runtime has lanes may go on side by side.
 
     Attributes:
         crops_on: the GPU that cuts the crops; None where the CPU cuts them.
@@ -65,7 +66,8 @@ class Pipeline:
             SettingsError: a device, engine or precision is asked for that this machine has not.
         """
         runtime = choose_runtime(settings)
-        torch.set_num_threads(runtime.threads)
+        # what torch does beside OpenVINO is small, and done by many threads
+        torch.set_num_threads(1 if runtime.engine == "openvino" else runtime.threads)
         package = load_package(settings.model)
         engine = create_pose_engine(package, runtime, settings.cache_folder)
         choice = choose_detector(settings.detector, runtime, settings.cache_folder)
@@ -134,9 +136,9 @@ class Pipeline:
                 )
         return np.array(options.boxes, np.float32).reshape(-1, 4), np.ones(len(options.boxes), np.float32)
 
-    def detect(self, pictures: list[Picture]) -> list[tuple[Boxes, Scores]]:
+    def detect(self, pictures: list[Picture], alone: bool = True) -> list[tuple[Boxes, Scores]]:
         """See `Detector.detect`."""
-        return self.detector.detect(pictures)
+        return self.detector.detect(pictures, alone)
 
     def select(self, found: tuple[Boxes, Scores], options: Options) -> tuple[Boxes, Scores]:
         """The boxes to work on: scored high enough, and no more than asked for."""
@@ -157,17 +159,24 @@ class Pipeline:
 
     @property
     def cut_at_once(self) -> int:
-        """Most boxes to `cut` in one step: a batch, so that the network begins soon; on a GPU all, from one upload."""
-        return self.settings.max_batch if self.crops_on is None else self.settings.max_persons
+        """Most boxes to `cut` in one step: a run for each lane, so that the network begins soon; on a GPU all, from one
+        upload."""
+        return self.runtime.lanes * self.most if self.crops_on is None else self.settings.max_persons
 
-    def pose(self, crops: list[Crop]) -> list[Joints]:
+    @property
+    def most(self) -> int:
+        """Most items of one run of a network."""
+        return self.runtime.sizes[-1] if self.runtime.sizes else self.settings.max_batch
+
+    def pose(self, crops: list[Crop], alone: bool = True) -> list[Joints]:
         """Keypoints per crop, in order."""
+        engine = self.engine if alone else on_one_core(self.engine)
         joints: dict[int, Joints] = {}
         for flip in (False, True):
             rows = [i for i, crop in enumerate(crops) if crop.flip_test == flip]
             if rows:
                 pixels = _stack([crops[i].pixels for i in rows])
-                keypoints, scores = estimate(self.engine, pixels, self.package.codec, self.package.skeleton, flip)
+                keypoints, scores = estimate(engine, pixels, self.package.codec, self.package.skeleton, flip)
                 if not (np.isfinite(keypoints).all() and np.isfinite(scores).all()):
                     raise FloatingPointError("the pose network gave numbers that are not finite")
                 joints.update({row: Joints(keypoints[i], scores[i]) for i, row in enumerate(rows)})

@@ -87,13 +87,7 @@ class Service:
         """Take work with these models, which are loaded and warm."""
         if pipeline.runtime.device == "cuda":
             self.metrics.watch_gpu(lambda: self.alive)
-        self._commons = Commons(
-            pipeline.settings,
-            pipeline.detector,
-            self.metrics,
-            self.watch_error,
-            one_by_one=pipeline.runtime.device == "cpu",
-        )
+        self._commons = Commons(pipeline, self.metrics, self.watch_error)
         self._shared = self._share(pipeline, self._commons)
 
     async def swap(self, pipeline: Pipeline) -> None:

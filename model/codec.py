@@ -18,6 +18,18 @@ STRIDE = 4
 SMOOTHING = 0.7  # blur before decoding, in sigmas: calms single pixels; more would pull joints off the crop's edge
 REACH = 2.0  # the score's fall-off, in sigmas: 1/16 of the crop's height, about OKS's for a shoulder or a knee
 FLOOR = 1e-6  # heatmaps are clamped here before the logarithm
+# Finite differences of a 3x3 neighbourhood, row after row (9): d/dx, d/dy, d2/dx2, d2/dy2, d2/dxdy
+DERIVATIVES = (
+    (0.0, 0.0, 0.0, 0.0, 0.25),
+    (0.0, -0.5, 0.0, 1.0, 0.0),
+    (0.0, 0.0, 0.0, 0.0, -0.25),
+    (-0.5, 0.0, 1.0, 0.0, 0.0),
+    (0.0, 0.0, -2.0, -2.0, 0.0),
+    (0.5, 0.0, 1.0, 0.0, 0.0),
+    (0.0, 0.0, 0.0, 0.0, -0.25),
+    (0.0, 0.5, 0.0, 1.0, 0.0),
+    (0.0, 0.0, 0.0, 0.0, 0.25),
+)
 
 Activation = Literal["identity", "softmax"]
 
@@ -105,16 +117,10 @@ class HeatmapCodec:
         x, y = place % columns, place // columns
         # the 3x3 neighbourhood needs a full ring, so the parabola of a border pixel is its inner neighbour's
         cx, cy = x.clamp(1, columns - 2), y.clamp(1, rows - 2)
-        log = smooth.flatten(2).clamp(min=FLOOR).log()
-        centre = cy * columns + cx
-
-        def at(dx: int, dy: int) -> Tensor:
-            return log.gather(2, (centre + dy * columns + dx).unsqueeze(-1)).squeeze(-1)
-
-        middle, left, right, up, down = at(0, 0), at(-1, 0), at(1, 0), at(0, -1), at(0, 1)
-        gx, gy = (right - left) / 2, (down - up) / 2
-        hxx, hyy = right - 2 * middle + left, down - 2 * middle + up
-        hxy = (at(1, 1) - at(-1, 1) - at(1, -1) + at(-1, -1)) / 4
+        ring = tuple(dy * columns + dx for dy in (-1, 0, 1) for dx in (-1, 0, 1))
+        places = (cy * columns + cx).unsqueeze(-1) + constant(ring, smooth.device, torch.int64)
+        log = smooth.flatten(2).gather(2, places).clamp(min=FLOOR).log()  # (N, K, 9)
+        gx, gy, hxx, hyy, hxy = (log @ constant(DERIVATIVES, log.device)).unbind(-1)
         det = hxx * hyy - hxy**2
         peaked = (hxx < 0) & (hyy < 0) & (det > 1e-9)  # else there is no top to move to
         det = torch.where(peaked, det, torch.ones_like(det))
@@ -140,27 +146,36 @@ class HeatmapCodec:
         heatmap pixels, relative to what a perfect Gaussian of the codec's sigma gives."""
         rows, columns = self.heatmap_size
         reach = REACH * self.sigma
-        x = torch.arange(columns, device=places.device) - places[..., :1]  # (N, K, w)
-        y = torch.arange(rows, device=places.device) - places[..., 1:]  # (N, K, h)
+        x = constant(tuple(range(columns)), places.device) - places[..., :1]  # (N, K, w)
+        y = constant(tuple(range(rows)), places.device) - places[..., 1:]  # (N, K, h)
         near_x, near_y = (-(x**2) / (2 * reach**2)).exp(), (-(y**2) / (2 * reach**2)).exp()
-        mass = torch.einsum("nkhw,nkh,nkw->nk", heatmaps.clamp(min=0), near_y, near_x)
+        mass = (near_y.unsqueeze(2) @ heatmaps.clamp(min=0) @ near_x.unsqueeze(3)).flatten(1)
         perfect = 2 * math.pi * self.sigma**2 * reach**2 / (reach**2 + self.sigma**2)
         return (mass / perfect).clamp(0, 1)
 
     def _smooth(self, heatmaps: Tensor) -> Tensor:
         """Gaussian blur that ignores what lies outside the map instead of taking it for zero."""
-        sigma = SMOOTHING * self.sigma
-        radius = max(1, math.ceil(3 * sigma))
-        taps = torch.arange(-radius, radius + 1, device=heatmaps.device, dtype=torch.float32)
-        kernel = (-(taps**2) / (2 * sigma**2)).exp()
         people, joints, rows, columns = heatmaps.shape
+        kernel, weight = _smoothing(SMOOTHING * self.sigma, rows, columns, heatmaps.device)
+        maps = heatmaps.reshape(people * joints, 1, rows, columns)
+        return (_blur(maps, kernel) / weight).view_as(heatmaps)
 
-        def blur(maps: Tensor) -> Tensor:
-            maps = F.conv2d(maps, kernel.view(1, 1, 1, -1), padding=(0, radius))
-            return F.conv2d(maps, kernel.view(1, 1, -1, 1), padding=(radius, 0))
 
-        weight = blur(torch.ones(1, 1, rows, columns, device=heatmaps.device))
-        return (blur(heatmaps.reshape(people * joints, 1, rows, columns)) / weight).view_as(heatmaps)
+def _blur(maps: Tensor, kernel: Tensor) -> Tensor:
+    """(N, 1, h, w) times `kernel` (taps,) along both axes; zero outside."""
+    radius = len(kernel) // 2
+    maps = F.conv2d(maps, kernel.view(1, 1, 1, -1), padding=(0, radius))
+    return F.conv2d(maps, kernel.view(1, 1, -1, 1), padding=(radius, 0))
+
+
+@lru_cache(maxsize=64)
+def _smoothing(sigma: float, rows: int, columns: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The taps of a Gaussian (pixels), and the share of it (1, 1, h, w) that lies on the map, around each pixel."""
+    radius = max(1, math.ceil(3 * sigma))
+    with torch.inference_mode(False):
+        taps = torch.arange(-radius, radius + 1, device=device, dtype=torch.float32)
+        kernel = (-(taps**2) / (2 * sigma**2)).exp()
+        return kernel, _blur(torch.ones(1, 1, rows, columns, device=device), kernel)
 
 
 @lru_cache(maxsize=64)

@@ -12,6 +12,7 @@ from app.engines.choice import (  # noqa: E402
     create_engine,
     create_pose_engine,
     find_pose_ranges,
+    on_one_core,
 )
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "create_engine",
     "create_pose_engine",
     "find_pose_ranges",
+    "on_one_core",
 ]

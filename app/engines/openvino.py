@@ -4,6 +4,11 @@ A graph for any batch size finds the shapes of its thousand operations anew in e
 and twice as long where sizes alternate. So a service compiles one graph for each of a few sizes, at the price of a copy
 of the weights each, and other sizes are made of these.
 
+Two cores that share a run wait for each other after each of those thousand operations; two that run by themselves never
+do. So under load each core works on items of its own (`narrow`): on two cores crops two by two cost as little as eight
+at once on both, and a core that something else wants for a while holds nobody up. All cores share one item's run where
+it is the only one.
+
 Inference in bf16 keeps the network's output in float32 (the CPU plug-in never lowers the tail of a graph): decoding
 reads sub-pixel places from it. Parts that need more can be kept in float32 as well.
 """
@@ -17,6 +22,8 @@ import warnings
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Lock
 
 import numpy as np
 import openvino
@@ -46,7 +53,10 @@ def has_bf16() -> bool:
 
 
 class OpenVINOEngine:
-    """One network, for one thread. Any batch size; an item's result does not depend on its neighbours.
+    """One network. Any batch size; an item's result does not depend on its neighbours.
+
+    One thread may call the engine itself, which takes all cores; any number may call `narrow`, of which one more than
+    there are cores are let in at once.
 
     Args:
         network: one tensor in, one tensor out.
@@ -57,7 +67,7 @@ class OpenVINOEngine:
         cache: folder for converted networks; made where missing.
         exact: pattern of the modules' names that compute in float32 though the precision is `bf16`.
         ranges: where the network computes in int8; all else is float32 then.
-        sizes: batch sizes to compile for, 1 among them; none: one graph for any size.
+        sizes: of the batches that a core runs by itself, 1 among them; none: one graph for any size, on all cores.
 
     Raises:
         PackageError: the ranges do not fit the network.
@@ -75,6 +85,7 @@ class OpenVINOEngine:
         ranges: Ranges | None = None,
         sizes: Collection[int] = (),
     ) -> None:
+        self.threads = threads
         core = openvino.Core()
         model = convert_cached(core, network, example, key, cache)
         if precision == "int8":
@@ -85,31 +96,61 @@ class OpenVINOEngine:
         options = {
             "INFERENCE_PRECISION_HINT": "f32" if precision == "int8" else precision,
             "INFERENCE_NUM_THREADS": threads,
-            "PERFORMANCE_HINT": "LATENCY",
+            "ENABLE_CPU_PINNING": False,  # two networks would want the same cores
         }
         if cache.is_dir() and os.access(cache, os.W_OK):
             options["CACHE_DIR"] = str(cache)
 
-        def prepare(size: int) -> openvino.InferRequest:
+        def prepare(size: int, streams: int) -> list[openvino.InferRequest]:
             shaped = model if size == ANY else model.clone()
             if size != ANY:
                 shaped.reshape({0: openvino.PartialShape([size, *example.shape[1:]])})
-            return core.compile_model(shaped, "CPU", options).create_infer_request()
+            compiled = core.compile_model(shaped, "CPU", options | {"NUM_STREAMS": streams})
+            return [compiled.create_infer_request() for _ in range(streams + 1)]
 
-        largest_first = sorted(sizes, reverse=True) or [ANY]
-        with ThreadPoolExecutor(len(largest_first)) as pool:
-            self._requests = dict(zip(largest_first, pool.map(prepare, largest_first), strict=True))
+        largest_first = sorted(sizes, reverse=True)
+        kinds = [(size, threads) for size in largest_first]
+        if threads > 1 or not sizes:
+            kinds.append((1 if sizes else ANY, 1))
+        with ThreadPoolExecutor(len(kinds)) as pool:
+            requests = list(pool.map(lambda kind: prepare(*kind), kinds))
+        self.sizes = largest_first
+        self._lanes: SimpleQueue[dict[int, openvino.InferRequest]] = SimpleQueue()
+        for lane in range(threads + 1 if sizes else 0):
+            self._lanes.put({size: found[lane] for size, found in zip(largest_first, requests, strict=False)})
+        self._wide, self._wide_lock = requests[-1][0], Lock()
+        self._pool = ThreadPoolExecutor(threads, "lane") if sizes and threads > 1 else None
 
     def __call__(self, crops: np.ndarray) -> Tensor:
         """Inputs (N, ...) -> the network's output (N, ...) float32, on the CPU."""
-        outputs: list[np.ndarray] = []
-        begin = 0
-        for size, request in self._requests.items():
-            while begin < len(crops) and (size == ANY or begin + size <= len(crops)):
-                part = crops[begin:] if size == ANY else crops[begin : begin + size]
-                outputs.append(request.infer({0: part}, share_inputs=True)[0])
-                begin += len(part)
+        if not self.sizes or (len(crops) == 1 and self._pool is not None):
+            with self._wide_lock:  # a caller from before a swap of packages may be in here
+                return torch.from_numpy(_infer(self._wide, crops))
+        if self._pool is None:
+            return self.narrow(crops)
+        share = min(self.sizes[0], -(-len(crops) // self.threads))
+        parts = [crops[i : i + share] for i in range(0, len(crops), share)]
+        return torch.cat(list(self._pool.map(self.narrow, parts)))
+
+    def narrow(self, crops: np.ndarray) -> Tensor:
+        """As calling the engine, on one core, beside other threads that do so."""
+        lane = self._lanes.get()
+        try:
+            outputs: list[np.ndarray] = []
+            begin = 0
+            for size, request in lane.items():
+                while begin + size <= len(crops):
+                    outputs.append(_infer(request, crops[begin : begin + size]))
+                    begin += size
+        finally:
+            self._lanes.put(lane)
         return torch.from_numpy(outputs[0] if len(outputs) == 1 else np.concatenate(outputs))
+
+
+def _infer(request: openvino.InferRequest, items: np.ndarray) -> np.ndarray:
+    """The output, in memory of its own: the request's is written again by its next run."""
+    output: np.ndarray = request.infer({0: items}, share_inputs=True)[0]
+    return output
 
 
 def compile_float32(path: Path) -> Engine:

@@ -20,12 +20,14 @@ class Work:
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
+        self.alone: list[bool] = []
         self.entered, self.opened = threading.Event(), threading.Event()
         self.opened.set()
         self.fails: Callable[[list[int]], bool] = lambda _: False
 
-    def __call__(self, items: list[int]) -> list[int]:
+    def __call__(self, items: list[int], alone: bool) -> list[int]:
         self.batches.append(items)
+        self.alone.append(alone)
         self.entered.set()
         assert self.opened.wait(60)
         if self.fails(items):
@@ -79,6 +81,7 @@ def test_nothing_submitted_is_nothing_done(batcher: Batcher[int, int]) -> None:
 def test_a_free_worker_starts_at_once(batcher: Batcher[int, int], work: Work) -> None:
     results(batcher.submit([1], NEVER))
     assert work.batches == [[1]]
+    assert work.alone == [True]
 
 
 def test_what_waits_shares_the_next_run_up_to_the_largest_batch(batcher: Batcher[int, int], work: Work) -> None:
@@ -104,7 +107,7 @@ def test_one_bad_item_does_not_spoil_its_neighbours(
 
 
 def test_a_wrong_number_of_results_is_an_error(errors: list[Exception]) -> None:
-    batcher = Batcher[int, int]("test", lambda _: [], max_batch=4, watch_error=errors.append)
+    batcher = Batcher[int, int]("test", lambda *_: [], max_batch=4, watch_error=errors.append)
     [future] = batcher.submit([1], NEVER)
     with pytest.raises(RuntimeError, match="0 results for 1 items"):
         future.result(60)
@@ -233,7 +236,8 @@ def test_networks_that_take_turns_never_run_at_once() -> None:
     turns, free = Turns(), threading.Semaphore(1)
     together: list[int] = []
 
-    def work(items: list[int]) -> list[int]:
+    def work(items: list[int], alone: bool) -> list[int]:
+        assert alone
         if not free.acquire(blocking=False):
             together.extend(items)
             return items
@@ -259,3 +263,50 @@ def test_what_comes_while_a_network_waits_for_its_turn_is_in_its_batch(work: Wor
     assert results(futures) == [2, 4]
     batcher.close()
     assert work.batches == [[1, 2]]
+
+
+def test_places_run_side_by_side_and_share_out_what_waits(work: Work) -> None:
+    batcher = Batcher[int, int]("test", work, max_batch=4, turns=Turns(2))
+    work.opened.clear()
+    futures = batcher.submit([1, 2, 3, 4], NEVER)
+    wait_until(lambda: len(work.batches) == 2)  # while neither has ended
+    work.opened.set()
+    assert results(futures) == [2, 4, 6, 8]
+    batcher.close()
+    assert sorted(item for batch in work.batches for item in batch) == [1, 2, 3, 4]
+    assert {len(batch) for batch in work.batches} <= {1, 2, 4}
+    assert work.alone == [False] * len(work.batches)
+
+
+def test_a_lone_item_has_all_places_and_the_next_one_waits(work: Work) -> None:
+    turns = Turns(3)
+    batchers = [Batcher[int, int](name, work, max_batch=4, turns=turns) for name in ("one", "other")]
+    first = occupy(batchers[0], work)
+    [second] = batchers[1].submit([1], NEVER)
+    wait_until(lambda: len(turns._waiting) == 1)
+    assert work.batches == [[0]]
+    work.opened.set()
+    assert results([first, second]) == [0, 2]
+    for batcher in batchers:
+        batcher.close()
+    assert work.alone == [True, True]
+    assert turns.free == 3
+
+
+def test_an_item_beside_others_has_one_place(work: Work) -> None:
+    turns = Turns(3)
+    batcher = Batcher[int, int]("test", work, max_batch=4, turns=turns)
+    with turns.one():
+        assert results(batcher.submit([1], NEVER)) == [2]
+    batcher.close()
+    assert work.alone == [False]
+
+
+def test_many_threads_and_places_lose_nothing() -> None:
+    turns = Turns(3)
+    batchers = [Batcher[int, int](str(i), lambda items, _: items, max_batch=2, turns=turns) for i in range(2)]
+    futures = [batchers[i % 2].submit(range(i, i + i % 5), NEVER) for i in range(300)]
+    assert [results(some) for some in futures] == [list(range(i, i + i % 5)) for i in range(300)]
+    for batcher in batchers:
+        batcher.close()
+    assert turns.free == 3

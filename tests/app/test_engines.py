@@ -1,5 +1,6 @@
 """Engines give the network's numbers, whatever runs them; and what is asked for is what runs."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from serving import single_thread
 
 from app.detector import WholePicture, choose_detector
-from app.engines import Runtime, choose_runtime, convert_apart, create_pose_engine
+from app.engines import Runtime, choose_runtime, convert_apart, create_pose_engine, on_one_core
 from app.engines.openvino import has_bf16
 from app.settings import Settings, SettingsError
 from model.errors import PackageError
@@ -92,13 +93,24 @@ def test_the_second_start_takes_the_converted_network(pose_package: Path, cache:
     assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == kept
 
 
+@pytest.mark.parametrize("threads", [1, 2])
 def test_sizes_that_are_compiled_on_their_own_give_the_same(
-    pose_package: Path, cache: Path, reference: torch.Tensor
+    threads: int, pose_package: Path, cache: Path, reference: torch.Tensor
 ) -> None:
-    fixed = Runtime("openvino", "cpu", "f32", 1, sizes=(1, 2, 4))
+    fixed = Runtime("openvino", "cpu", "f32", threads, sizes=(1, 2))
     run = create_pose_engine(load_package(str(pose_package)), fixed, cache)
-    for size in (1, 3, 4, 5):
-        torch.testing.assert_close(run(CROPS[:size]), reference[:size], atol=1e-3, rtol=1e-3)
+    for size in (1, 2, 3, 4, 5):
+        for way in (run, on_one_core(run)):
+            torch.testing.assert_close(way(CROPS[:size]), reference[:size], atol=1e-3, rtol=1e-3)
+
+
+def test_cores_that_run_side_by_side_give_the_same(pose_package: Path, cache: Path, reference: torch.Tensor) -> None:
+    run = create_pose_engine(load_package(str(pose_package)), Runtime("openvino", "cpu", "f32", 2, sizes=(1, 2)), cache)
+    with ThreadPoolExecutor(5) as pool:
+        places = [i % 4 for i in range(24)]
+        found = list(pool.map(lambda i: (on_one_core(run) if i else run)(CROPS[i : i + 1 + i % 2]), places))
+    for i, heatmaps in zip(places, found, strict=True):
+        torch.testing.assert_close(heatmaps, reference[i : i + 1 + i % 2], atol=1e-3, rtol=1e-3)
 
 
 def test_a_damaged_cache_and_one_that_cannot_be_written_do_no_harm(

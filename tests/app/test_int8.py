@@ -196,7 +196,7 @@ def test_int8_runs_on_the_cpu_even_beside_a_gpu(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr("app.engines.choice.has_bf16", lambda: False)
     chosen = choose_runtime(Settings(precision="int8", threads=2))
-    assert chosen == Runtime("openvino", "cpu", "int8", 2, (1, 2, 4, 8))
+    assert chosen == Runtime("openvino", "cpu", "int8", 2, (1, 2))
     for wrong in (Settings(precision="int8", engine="torch"), Settings(precision="int8", device="cuda")):
         with pytest.raises(SettingsError, match="POSE_PRECISION=int8 runs on OpenVINO on the CPU only"):
             choose_runtime(wrong)

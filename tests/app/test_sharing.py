@@ -34,16 +34,16 @@ class Watched(Pipeline):
         self.before_cut(self, [box[0] for box in BOXES].index(boxes[0][0]))
         return super().cut(picture, boxes, options)
 
-    def pose(self, crops: list[Crop]) -> list[Joints]:
+    def pose(self, crops: list[Crop], alone: bool = True) -> list[Joints]:
         self.begun.set()
         self.batches.append(len(crops))
-        return super().pose(crops)
+        return super().pose(crops, alone)
 
 
 @contextmanager
 def shared(pipeline: Pipeline) -> Iterator[SharedPipeline]:
     metrics = Metrics()
-    commons = Commons(pipeline.settings, pipeline.detector, metrics, lambda _: None, one_by_one=True)
+    commons = Commons(pipeline, metrics, lambda _: None)
     sharing = SharedPipeline(pipeline, commons, metrics, lambda _: None)
     yield sharing
     commons.close()
