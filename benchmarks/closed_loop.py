@@ -71,7 +71,9 @@ def run_loop(
     }  # fmt: skip
     root = Path(__file__).parents[1]
     command = [sys.executable, __file__, json.dumps(order)]
-    done = subprocess.run(command, cwd=root, env={"PYTHONPATH": str(root)}, capture_output=True, encoding="utf-8", check=False)
+    done = subprocess.run(
+        command, cwd=root, env={"PYTHONPATH": str(root)}, capture_output=True, encoding="utf-8", check=False
+    )
     if done.returncode:
         raise ClientError(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "the client failed")
     return Loop(**json.loads(done.stdout))

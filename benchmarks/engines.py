@@ -31,8 +31,9 @@ from rich.progress import track
 from rich.table import Table
 from torch import nn
 
+from app.batching import batch_sizes
 from app.engines import Runtime, create_engine
-from app.engines.choice import EXACT
+from app.engines.choice import EXACT, NARROW
 from app.engines.openvino import OpenVINOEngine, convert, has_bf16, keep_float32
 from app.engines.torch import TorchEngine
 from model.folding import fold_gates
@@ -92,7 +93,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     console = Console()
     with tempfile.TemporaryDirectory() as cache:
-        runtimes = choose_runtimes(options.threads, tuple(sorted({1, *options.batches})), options.quick)
+        runtimes = choose_runtimes(options.threads, options.quick)
         variants: list[Variant] = []
         jobs = [(name, runtime) for name in options.networks for runtime in runtimes]
         progress = Console(stderr=True)
@@ -126,8 +127,9 @@ def main() -> None:
         beside.replace(options.json)
 
 
-def choose_runtimes(threads: int, sizes: tuple[int, ...], quick: bool) -> list[Runtime]:
+def choose_runtimes(threads: int, quick: bool) -> list[Runtime]:
     """Every engine and arithmetic that this machine has, the one that serves first."""
+    sizes = batch_sizes(NARROW)
     runtimes = [Runtime("openvino", "cpu", "f32", threads, sizes)]
     if has_bf16():
         runtimes.insert(0, Runtime("openvino", "cpu", "bf16", threads, sizes))
