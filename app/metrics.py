@@ -22,6 +22,9 @@ STAGES = ("decode", "queue", "detect", "crop", "pose", "keypoints", "encode")
 DROPS = ("place", "decode", "detect", "crop", "pose", "keypoints", "encode")
 DROP_REASONS = ("deadline_passed", "client_closed")
 RELOADS = ("ok", "unchanged", "refused")
+# what alerts count begins at 0: Prometheus sees no increase in a counter that begins with its first event
+REFUSALS = ("queue_full", "too_many_connections", "deadline_passed", "internal")
+FAULTS = (("/pose", "500"), ("/pose/batch", "500"))
 
 
 class ScoreHistogram(Collector):
@@ -89,6 +92,10 @@ class Metrics:
         )
         self.load_seconds = Gauge("pose_model_load_seconds", "Loading and warming the models.", registry=registry)
         self.reloads = Counter("pose_model_reloads", "Reloads of the model, by result.", ["result"], registry=registry)
+        for reason in REFUSALS:
+            self.rejected.labels(reason)
+        for route, status in FAULTS:
+            self.requests.labels(route, status)
         for result in RELOADS:
             self.reloads.labels(result)
         for stage in STAGES:
@@ -102,6 +109,13 @@ class Metrics:
         self.model_info.clear()
         self.model_info.labels(*info).set(1)
         self.load_seconds.set(load_seconds)
+
+    def watch_service(self, ready: Callable[[], bool], working: Callable[[], int], places: int) -> None:
+        """Add whether work is taken, and how many of the places for pictures are."""
+        Gauge("pose_ready", "1 while work is taken.", registry=self.registry).set_function(ready)
+        taken = Gauge("pose_places_taken", "Pictures being worked on or waiting for it.", registry=self.registry)
+        taken.set_function(working)
+        Gauge("pose_places", "Most of them: the setting queue_size.", registry=self.registry).set(places)
 
     def watch_queue(self, stage: str, depth: Callable[[], int]) -> None:
         """Read a queue's length whenever metrics are asked for."""

@@ -45,6 +45,9 @@ class Service:
         self.notes: list[str] = []  # for `/model`: why a package that was to be reloaded is not used
         self._commons: Commons | None = None
         self._shared: SharedPipeline | None = None
+        metrics.watch_service(
+            lambda: self.ready, lambda: self._commons.working if self._commons else 0, settings.queue_size
+        )
 
     @property
     def ready(self) -> bool:

@@ -3,7 +3,7 @@
 import numpy as np
 from prometheus_client import CollectorRegistry, Histogram
 
-from app.metrics import DROP_REASONS, Metrics
+from app.metrics import DROP_REASONS, FAULTS, REFUSALS, Metrics
 
 
 def test_scores_taken_as_arrays_count_like_one_by_one() -> None:
@@ -33,3 +33,24 @@ def test_drops_are_counted_by_stage_and_reason() -> None:
         labels = {"stage": "pose", "reason": reason}
         assert metrics.registry.get_sample_value("pose_dropped_total", labels) == 1
     assert metrics.registry.get_sample_value("pose_dropped_total", labels | {"stage": "decode"}) == 0
+
+
+def test_readiness_and_places_are_read_when_they_are_asked_for() -> None:
+    metrics, ready, working = Metrics(), [False], [0]
+    metrics.watch_service(lambda: ready[0], lambda: working[0], 32)
+
+    def read() -> list[float | None]:
+        names = ("pose_ready", "pose_places_taken", "pose_places")
+        return [metrics.registry.get_sample_value(name) for name in names]
+
+    assert read() == [0, 0, 32]
+    ready[0], working[0] = True, 5
+    assert read() == [1, 5, 32]
+
+
+def test_what_alerts_count_begins_at_zero() -> None:
+    registry = Metrics().registry
+    for reason in REFUSALS:
+        assert registry.get_sample_value("pose_rejected_total", {"reason": reason}) == 0
+    for route, status in FAULTS:
+        assert registry.get_sample_value("pose_requests_total", {"route": route, "status": status}) == 0
