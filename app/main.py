@@ -22,7 +22,7 @@ from app.metrics import Metrics
 from app.middleware import DOCS, Gateway, on_http_error, on_request_error, on_validation_error
 from app.pipeline import Pipeline
 from app.reload import Reloader
-from app.routes import about, batch, pose
+from app.routes import about, batch, inference_protocol, pose
 from app.service import Service, load
 from app.settings import Settings
 
@@ -64,6 +64,7 @@ def create_app(settings: Settings, pipeline: Pipeline | None = None) -> FastAPI:
     app.include_router(pose.router)
     app.include_router(batch.router)
     app.include_router(about.router)
+    app.include_router(inference_protocol.router)
     app.add_exception_handler(RequestError, on_request_error)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, on_validation_error)

@@ -16,14 +16,17 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import ClientGoneError, OverloadError, RequestError
-from app.schemas import ErrorDetail, ErrorResponse
+from app.schemas import ErrorDetail, ErrorResponse, ProtocolError
 from app.service import Service
 
 logger = logging.getLogger("app.request")
 
 DOCS = "/docs"
-PUBLIC = frozenset({"/", "/healthz", "/readyz", DOCS, "/openapi.json"})  # asked for no key
-UNBOUNDED = frozenset({"/healthz", "/readyz", "/metrics"})  # answered whatever the load
+PROTOCOL = "/v2"  # the Open Inference Protocol's paths
+# asked for no key, answered whatever the load, and logged at debug only; names of models have no slash
+HEALTH = re.compile(rf"/healthz|/readyz|{PROTOCOL}/health/(live|ready)|{PROTOCOL}/models/[^/]+(/versions/[^/]+)?/ready")
+PUBLIC = frozenset({"/", PROTOCOL, f"{PROTOCOL}/", DOCS, "/openapi.json"})  # asked for no key
+METRICS = "/metrics"  # answered whatever the load
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 CLIENT_GONE = 499  # nginx's status for a client that hung up: in log and metrics only, nobody reads it
 CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "too_many_bytes"}
@@ -64,7 +67,7 @@ class Gateway:
                 await self.app(scope, receive, send_with_id)
             except RequestError as error:
                 self.service.metrics.rejected.labels(error.code).inc()
-                await render(error, request_id)(scope, receive, send_with_id)
+                await render(error, request_id, scope["path"])(scope, receive, send_with_id)
             except ClientGoneError:
                 status = CLIENT_GONE
                 self.service.metrics.rejected.labels("client_closed").inc()
@@ -73,7 +76,7 @@ class Gateway:
                 if status:
                     raise
                 fault = RequestError(500, "internal", "the service failed on this request; its log has the reason")
-                await render(fault, request_id)(scope, receive, send_with_id)
+                await render(fault, request_id, scope["path"])(scope, receive, send_with_id)
         finally:
             self.service.requests -= 1
             self._record(scope, request_id, status, time.monotonic() - began)
@@ -82,6 +85,8 @@ class Gateway:
         """Refuse requests without a key and those that are too many. Reads the raw path: URLs built from the Host
         header can be made to lie."""
         path = scope["path"]
+        if HEALTH.fullmatch(path):
+            return
         if self.keys and path not in PUBLIC and not path.startswith(f"{DOCS}/"):
             headers = Headers(scope=scope)
             key = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ")
@@ -93,17 +98,19 @@ class Gateway:
                     {"WWW-Authenticate": "Bearer"},
                 )
         limit = self.service.settings.max_connections
-        if path not in UNBOUNDED and self.service.requests > limit:
+        if path != METRICS and self.service.requests > limit:
             raise OverloadError(
                 "too_many_connections", f"{limit} requests are in progress, the limit; try again shortly"
             )
 
     def _record(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
-        route = scope["path"] if scope["path"] in self.routes else "other"
+        path = scope["path"]
+        template = getattr(scope.get("route"), "path", path)  # `/v2/models/{name}`, where it came as far as a route
+        route = template if template in self.routes else "other"
         metrics = self.service.metrics
         metrics.requests.labels(route, str(status)).inc()
         metrics.request_duration.labels(route).observe(seconds)
-        level = logging.DEBUG if route in UNBOUNDED else logging.INFO
+        level = logging.DEBUG if path == METRICS or HEALTH.fullmatch(path) else logging.INFO
         logger.log(
             level,
             "id=%s method=%s route=%s status=%d ms=%.1f",
@@ -115,8 +122,11 @@ class Gateway:
         )
 
 
-def render(error: RequestError, request_id: str) -> JSONResponse:
-    """The one shape of every error."""
+def render(error: RequestError, request_id: str, path: str) -> JSONResponse:
+    """The one shape of every error; below `/v2` the one that the protocol prescribes."""
+    if path == PROTOCOL or path.startswith(f"{PROTOCOL}/"):
+        prescribed = ProtocolError(error=error.message, code=error.code, request_id=request_id)
+        return JSONResponse(prescribed.model_dump(), error.status, error.headers)
     detail = ErrorDetail(code=error.code, message=error.message, request_id=request_id)
     return JSONResponse(ErrorResponse(error=detail).model_dump(), error.status, error.headers)
 
@@ -126,7 +136,7 @@ async def on_request_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestError)
     service: Service = request.app.state.service
     service.metrics.rejected.labels(error.code).inc()
-    return render(error, request.state.request_id)
+    return render(error, request.state.request_id, request.scope["path"])
 
 
 async def on_http_error(request: Request, error: Exception) -> JSONResponse:

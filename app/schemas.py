@@ -224,6 +224,14 @@ class ErrorResponse(BaseModel):
     error: ErrorDetail
 
 
+class ProtocolError(BaseModel):
+    """An error below `/v2`: the Open Inference Protocol prescribes that `error` is a text."""
+
+    error: str = Field(description="Sentence for people: the thing, the limit, the way out.")
+    code: str = Field(description="Stable word for programs.", examples=["not_found"])
+    request_id: str = Field(description="As in the header `X-Request-ID` and in the server's log.")
+
+
 BATCH_EXAMPLE: dict[str, Any] = {
     "results": [
         EXAMPLE,
