@@ -1,5 +1,5 @@
 # Two commands do everything: `make serve` and `make test`. Each installs what it needs into .venv on its first run.
-.PHONY: serve test check docs constraints clean help headless
+.PHONY: serve test test-docker check docs constraints clean help headless
 
 POSE_PORT ?= 8000
 export POSE_PORT
@@ -17,6 +17,9 @@ serve: .venv/.serve ## start the service on port 8000 (POSE_PORT changes it)
 test: .venv/.develop ## run the tests; ARGS goes to pytest. Training has a process of its own: it takes signals and threads
 	$(BIN)/python -m pytest $(ARGS) tests/app tests/benchmarks tests/e2e tests/model
 	$(BIN)/python -m pytest $(ARGS) tests/training
+
+test-docker: .venv/.develop ## build the image, start the stack and test it; needs Docker with compose
+	$(BIN)/python -m pytest $(ARGS) tests/docker
 
 check: .venv/.develop ## formatting, lint, types, import boundaries
 	$(BIN)/ruff format --check .
@@ -44,9 +47,10 @@ headless: # where the display libraries that OpenCV links to are missing, its he
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall \
 	    opencv-python-headless==$$($(BIN)/python -c 'from importlib.metadata import version; print(version("opencv-python"))'); }
 
-docs: .venv/.develop ## write docs/openapi.json and docs/settings.md from the code
+docs: .venv/.develop ## write docs/openapi.json, docs/settings.md and .env.example from the code
 	$(BIN)/python tests/app/test_openapi.py
 	$(BIN)/python tests/app/test_settings_page.py
+	$(BIN)/python tests/docker/test_files.py
 
 constraints: ## write the installed versions to constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable | grep -E '^[A-Za-z0-9._-]+==[^+ ]+$$' | sort -f > constraints.partial
