@@ -17,6 +17,7 @@ from training.data_commands import add_data_parsers
 EXAMPLES = """examples:
   pose serve                                  start the service on http://127.0.0.1:8000
   POSE_PORT=9000 pose serve                   every setting is an environment variable; see `pose info`
+  pose prepare                                convert the networks now instead of at the first start
   pose predict photo.jpg -o out               annotated picture and JSON, no server needed
   pose predict holiday/*.jpg -o out --flip-test
   pose data check shared_small:lsp            look through a data set; also: fetch, pack, show
@@ -29,6 +30,7 @@ EXAMPLES = """examples:
   pose info                                   packages, settings, device
 """
 
+LARGE = ("torch", "ultralytics", "yaml", "pycocotools")  # what an installation for serving on a CPU may lack
 HEADLINES = ("AP", "AP50", "PCK@0.2")
 
 
@@ -42,6 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return command(options)
     except UserError as error:
         print(f"pose {options.command}: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if error.name not in LARGE:
+            raise
+        print(f"pose {options.command}: {error}; this installation can serve, but not do that", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -67,6 +74,11 @@ def build_parser() -> argparse.ArgumentParser:
         return sub
 
     command("serve", serve, "start the HTTP service", "POSE_PORT=9000 pose serve")
+
+    command(
+        "prepare", prepare, "convert the networks of the settings, so that no start has to: serving on OpenVINO needs "
+        "no PyTorch then", "POSE_CACHE=/srv/pose/cache pose prepare",
+    )  # fmt: skip
 
     sub = command("predict", predict, "estimate poses in pictures, without a server", "pose predict *.jpg -o out")
     sub.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE")
@@ -165,6 +177,21 @@ def serve(_: argparse.Namespace) -> int:
     from app.settings import load_settings
 
     return run(load_settings())
+
+
+def prepare(options: argparse.Namespace) -> int:  # noqa: ARG001 - all commands are called alike
+    """`pose prepare`."""
+    from app.pipeline import Pipeline
+    from app.settings import load_settings
+
+    settings = load_settings()
+    pipeline = Pipeline.load(settings)
+    card = pipeline.package.card
+    print(
+        f"{card.name} {card.version} and detector {pipeline.detector.name} are ready for {pipeline.runtime.engine}: "
+        f"{settings.cache_folder}"
+    )
+    return 0
 
 
 def predict(options: argparse.Namespace) -> int:
@@ -305,14 +332,17 @@ def train_detector(options: argparse.Namespace) -> int:
 
 def info(options: argparse.Namespace) -> int:
     """`pose info`."""
-    import torch
-
-    from app.settings import Settings, load_settings
+    from app.engines.choice import has_cuda
+    from app.settings import Settings, count_cores, load_settings
     from model.package import bundled_packages, find_package, read_card
 
     settings = load_settings()
     packages = {name: read_card(find_package(name)).model_dump(mode="json") for name in bundled_packages()}
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    device = f"CPU, {count_cores()} cores"
+    if has_cuda():
+        import torch
+
+        device = torch.cuda.get_device_name()
     if options.json:
         print(
             json.dumps({"device": device, "packages": packages, "settings": settings.model_dump(mode="json")}, indent=2)

@@ -1,22 +1,22 @@
 """Find people: RGB pictures in, boxes out. Which detector, and what became of the one that was asked for."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor, nn
 
 from app.engines import Runtime, create_engine, on_one_core
-from app.engines.torch import Float32Head
 from app.images import Picture
 from model.errors import PackageError
+from model.inference import Engine
 from model.package import BUNDLED, bundled_packages
-from model.person_detector import PersonDetector, normalise
+from model.person_detector import PersonDetector
+
+if TYPE_CHECKING:
+    from torch import nn
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class NetworkDetector:
 
     name: str
     steps: PersonDetector
-    forward: Callable[[np.ndarray], Tensor]
+    forward: Engine
 
     def detect(self, pictures: list[Picture], alone: bool = True) -> list[tuple[Boxes, Scores]]:
         """See `Detector`."""
@@ -68,34 +68,8 @@ class NetworkDetector:
             return []
         squares, records = self.steps.letterbox(pictures)
         forward = self.forward if alone else on_one_core(self.forward)
-        return self.steps.boxes(forward(squares).float().cpu(), records)
-
-
-class _FromPixels(nn.Module):
-    """Squares (N, S, S, 3) uint8 -> the detections alone: ultralytics networks give their inner maps as well."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        self.grids: dict[int, object] = {}
-
-    def forward(self, squares: Tensor) -> Tensor:
-        outputs = self.network(normalise(squares))
-        first: Tensor = outputs[0] if isinstance(outputs, (tuple, list)) else outputs
-        # the head has the grid of its last batch size only, while a recorded run of another goes on reading its own
-        self.grids[len(squares)] = [(m.anchors, m.strides) for m in self.network.modules() if hasattr(m, "anchors")]
-        return first
-
-
-def _with_float32_head(network: nn.Module) -> nn.Module:
-    """The ultralytics network, its last layer in float32: in bf16 a box of 300 pixels has steps of two."""
-    layers = network.get_submodule("model")
-    assert isinstance(layers, nn.Sequential)
-    head = Float32Head(layers[-1])
-    for name in ("f", "i", "end2end"):  # ultralytics asks a layer for its inputs, its number and its kind
-        setattr(head, name, getattr(layers[-1], name))
-    layers[-1] = head
-    return network
+        output = forward(squares)
+        return self.steps.boxes(output if isinstance(output, np.ndarray) else output.float().cpu().numpy(), records)
 
 
 @dataclass(frozen=True)
@@ -135,9 +109,14 @@ def _load(name_or_path: str, runtime: Runtime, cache: Path) -> NetworkDetector:
     bundled = BUNDLED / name_or_path
     folder = bundled if bundled.parent == BUNDLED and bundled.is_dir() else Path(name_or_path).expanduser()
     steps = PersonDetector.from_package(folder) if folder.is_dir() else PersonDetector.from_ultralytics(folder)
-    example = torch.zeros(2, steps.size, steps.size, 3, dtype=torch.uint8)
-    exact = runtime.engine == "torch" and runtime.precision != "f32"
-    network = _FromPixels(_with_float32_head(steps.network) if exact else steps.network)
+
+    def make() -> "nn.Module":
+        network = steps.network
+        from app.engines.detection import FromPixels, with_float32_head
+
+        exact = runtime.engine == "torch" and runtime.precision != "f32"
+        return FromPixels(with_float32_head(network) if exact else network)
+
     name = str(steps.card.get("name", folder.name))
     weights = str(steps.card.get("sha256") or f"{folder.resolve()} {folder.stat().st_mtime_ns}")
-    return NetworkDetector(name, steps, create_engine(network, example, weights, runtime, cache))
+    return NetworkDetector(name, steps, create_engine(make, steps.example, weights, runtime, cache))

@@ -19,7 +19,8 @@ from app.engines.openvino import compile_float32
 from app.engines.torch import TorchEngine
 from model.errors import UserError
 from model.folding import fold
-from model.inference import Engine, PixelNetwork
+from model.inference import Engine
+from model.networks.pixels import PixelNetwork
 from model.package import Package
 from model.parity import Crops, check_shift, cut_around, join, measure_shift
 
@@ -124,8 +125,9 @@ def open_onnx(path: Path) -> Engine:
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
-    def run(crops: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(session.run([OUTPUT], {INPUT: crops})[0])
+    def run(crops: np.ndarray) -> np.ndarray:
+        found: np.ndarray = session.run([OUTPUT], {INPUT: crops})[0]
+        return found
 
     return run
 
@@ -154,8 +156,9 @@ def _write_onnx(package: Package, path: Path) -> None:
     batch = {INPUT: {0: "batch"}, OUTPUT: {0: "batch"}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its own deprecation: the newer exporter takes minutes for this network
+        example = torch.from_numpy(example_crops(package))
         torch.onnx.export(
-            network, (example_crops(package),), path, dynamo=False, opset_version=OPSET, input_names=[INPUT],
+            network, (example,), path, dynamo=False, opset_version=OPSET, input_names=[INPUT],
             output_names=[OUTPUT], dynamic_axes=batch,
         )  # fmt: skip
     model = onnx.load(path)

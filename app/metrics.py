@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
-import torch
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -132,6 +131,8 @@ class Metrics:
     def watch_gpu(self, healthy: Callable[[], bool]) -> None:
         """Add the GPU's memory and health."""
         memory = Gauge("pose_gpu_memory_bytes", "GPU memory of this process.", ["kind"], registry=self.registry)
+        import torch
+
         memory.labels("allocated").set_function(torch.cuda.memory_allocated)
         memory.labels("reserved").set_function(torch.cuda.memory_reserved)
         health = Gauge("pose_gpu_healthy", "0 once a CUDA call failed for good.", registry=self.registry)

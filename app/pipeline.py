@@ -8,10 +8,9 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from app.detector import Boxes, Choice, Scores, choose_detector
 from app.engines import Runtime, choose_runtime, convert_apart, create_pose_engine, on_one_core
@@ -20,9 +19,9 @@ from app.images import Picture
 from app.result import Floats, PoseResult
 from app.schemas import Options
 from app.settings import Settings
-from model.device_crop import cut_crops_on
+from model.codec import Array
 from model.inference import Engine, cut_crops, estimate, person_scores, to_picture
-from model.package import Package, load_package
+from model.package import Package, open_package
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +30,7 @@ logger = logging.getLogger(__name__)
 class Crop:
     """One person's place in a pose batch: pixels (H, W, 3) uint8 RGB, and whether to average with the mirror image."""
 
-    pixels: np.ndarray | Tensor
+    pixels: Array
     flip_test: bool
 
 
@@ -48,13 +47,17 @@ class Pipeline:
     they are not `alone`: as many of those as the runtime has lanes may go on side by side.
 
     Attributes:
-        crops_on: the GPU that cuts the crops; None where the CPU cuts them.
+        crops_on: the GPU that cuts the crops (`torch.device`); None where the CPU cuts them.
     """
 
     def __init__(self, settings: Settings, package: Package, engine: Engine, runtime: Runtime, choice: Choice) -> None:
         self.settings, self.package, self.engine, self.runtime = settings, package, engine, runtime
         self.choice, self.detector = choice, choice.detector
-        self.crops_on = torch.device("cuda") if runtime.device == "cuda" else None
+        self.crops_on: Any = None
+        if runtime.device == "cuda":
+            import torch
+
+            self.crops_on = torch.device("cuda")
         self.load_seconds = 0.0
 
     @classmethod
@@ -66,9 +69,11 @@ class Pipeline:
             SettingsError: a device, engine or precision is asked for that this machine has not.
         """
         runtime = choose_runtime(settings)
-        # what torch does beside OpenVINO is small, and done by many threads
-        torch.set_num_threads(1 if runtime.engine == "openvino" else runtime.threads)
-        package = load_package(settings.model)
+        if runtime.engine == "torch":
+            import torch
+
+            torch.set_num_threads(runtime.threads)
+        package = open_package(settings.model)
         engine = create_pose_engine(package, runtime, settings.cache_folder)
         choice = choose_detector(settings.detector, runtime, settings.cache_folder)
         card = package.card
@@ -81,7 +86,7 @@ class Pipeline:
         Raises:
             PackageError: the package is missing or damaged, or cannot be converted for the engine.
         """
-        package = load_package(self.settings.model)
+        package = open_package(self.settings.model)
         convert_apart(self.settings.model, self.runtime, self.settings.cache_folder)
         engine = create_pose_engine(package, self.runtime, self.settings.cache_folder)
         return Pipeline(self.settings, package, engine, self.runtime, self.choice)
@@ -152,6 +157,8 @@ class Pipeline:
         """A crop per box, and affines (N, 2, 3) float64 from crop to picture."""
         size, padding = self.package.card.input_size, self.package.card.padding
         if self.crops_on is not None:
+            from model.device_crop import cut_crops_on
+
             there, affines = cut_crops_on(self.crops_on, picture, boxes, size, padding)
             return [Crop(pixels, options.flip_test) for pixels in there], affines
         crops, affines = cut_crops(picture, boxes, size, padding)
@@ -208,7 +215,10 @@ class Pipeline:
         )
 
 
-def _stack(crops: Sequence[np.ndarray | Tensor]) -> np.ndarray | Tensor:
+def _stack(crops: Sequence[Array]) -> Array:
     """Crops (H, W, 3), all in memory or all on the GPU, as one (N, H, W, 3) there."""
-    tensors = [crop for crop in crops if isinstance(crop, Tensor)]
-    return torch.stack(tensors) if tensors else np.stack([np.asarray(crop) for crop in crops])
+    if isinstance(crops[0], np.ndarray):
+        return np.stack(crops)
+    import torch
+
+    return torch.stack(list(crops))

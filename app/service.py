@@ -3,10 +3,9 @@
 import asyncio
 import contextlib
 import logging
+import sys
 import time
 from collections.abc import Iterator
-
-import torch
 
 from app.canary import warm
 from app.commons import Commons
@@ -128,6 +127,7 @@ class Service:
 
     def watch_error(self, error: Exception) -> None:
         """Latch a dead GPU: after a CUDA error every later call of this process fails, so it must be restarted."""
-        if isinstance(error, torch.AcceleratorError):
+        torch = sys.modules.get("torch")  # not loaded where OpenVINO runs the networks
+        if torch is not None and isinstance(error, torch.AcceleratorError):
             self.alive = False
             logger.critical("the GPU does not answer any more, this process must be restarted: %s", error)

@@ -34,9 +34,9 @@ from torch import nn
 from app.batching import batch_sizes
 from app.engines import Runtime, create_engine
 from app.engines.choice import EXACT, NARROW
-from app.engines.openvino import OpenVINOEngine, convert, has_bf16, keep_float32
-from app.engines.torch import TorchEngine
+from app.engines.openvino import convert, has_bf16, keep_float32
 from model.folding import fold_gates
+from model.inference import Engine
 from model.networks import build
 from model.networks.complexity import count_macs
 
@@ -45,7 +45,7 @@ SIDE = 2048  # of the matrices whose product gives the roofline
 
 
 class Pixels(nn.Module):
-    """`model.inference.PixelNetwork` without a package."""
+    """`model.networks.pixels.PixelNetwork` without a package."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -145,8 +145,8 @@ def prepare(name: str, runtime: Runtime, size: tuple[int, int], batches: list[in
     torch.manual_seed(0)
     network = build(name, 17).eval()
     macs = count_macs(network, size)
-    example = torch.zeros(2, *size, 3, dtype=torch.uint8)
-    engine = create_engine(Pixels(network), example, name, runtime, cache, EXACT)
+    example = np.zeros((2, *size, 3), np.uint8)
+    engine = create_engine(lambda: Pixels(network), example, name, runtime, cache, EXACT)
     random = np.random.default_rng(0)
     variants = []
     for batch in batches:
@@ -158,8 +158,12 @@ def prepare(name: str, runtime: Runtime, size: tuple[int, int], batches: list[in
     return variants
 
 
-def _runner(engine: OpenVINOEngine | TorchEngine, crops: np.ndarray) -> Callable[[], object]:
-    return lambda: engine(crops).cpu()
+def _runner(engine: Engine, crops: np.ndarray) -> Callable[[], object]:
+    def run() -> None:
+        if not isinstance(found := engine(crops), np.ndarray):
+            found.cpu()  # waits for a GPU
+
+    return run
 
 
 class Peak:

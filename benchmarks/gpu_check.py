@@ -35,8 +35,9 @@ from app.detector import Detector, NetworkDetector, choose_detector
 from app.engines import Runtime, create_pose_engine
 from app.engines.torch import TorchEngine
 from model.device_crop import cut_crops_on
-from model.inference import KEYPOINT_THRESHOLD, PixelNetwork, cut_crops, estimate, to_picture
+from model.inference import KEYPOINT_THRESHOLD, cut_crops, estimate, to_picture
 from model.networks.complexity import count_macs
+from model.networks.pixels import PixelNetwork
 from model.package import Package, load_package
 
 PEOPLE = {

@@ -3,16 +3,23 @@
 Encoding puts a Gaussian at each joint's exact sub-pixel place (unbiased: DARK, Zhang et al., CVPR 2020); the map
 between crop and heatmap follows UDP (Huang et al., CVPR 2020): crop pixel `W - 1` is heatmap pixel `W / 4 - 1`.
 Decoding is DARK's: smooth, take the logarithm, and move from the highest pixel to the top of the parabola around it.
+
+What decodes works on numpy arrays and on PyTorch tensors alike, by what both libraries call the same: a GPU's heatmaps
+stay there, and serving on a CPU needs no PyTorch.
 """
 
 import math
+import sys
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Array = Any  # a numpy array or a PyTorch tensor
 
 STRIDE = 4
 SMOOTHING = 0.7  # blur before decoding, in sigmas: calms single pixels; more would pull joints off the crop's edge
@@ -73,30 +80,37 @@ class HeatmapCodec:
         (height, width), (rows, columns) = self.input_size, self.heatmap_size
         return (width - 1) / (columns - 1), (height - 1) / (rows - 1)
 
-    def encode(self, keypoints: Tensor) -> Tensor:
+    def encode(self, keypoints: "Tensor") -> "Tensor":
         """Gaussians of peak 1 at `keypoints`.
 
         Args:
-            keypoints: (N, K, 2) float, crop pixels (x, y); may lie outside, then only the tail shows.
+            keypoints: (N, K, 2) float tensor, crop pixels (x, y); may lie outside, then only the tail shows.
 
         Returns:
             (N, K, h, w) float32 heatmaps.
         """
+        import torch
+
         rows, columns = self.heatmap_size
-        points = keypoints.float() / constant(self.scale, keypoints.device)
+        points = keypoints.float() / constant(self.scale, keypoints)
         x = torch.arange(columns, device=points.device) - points[..., :1]  # (N, K, w)
         y = torch.arange(rows, device=points.device) - points[..., 1:]  # (N, K, h)
         variance = 2 * self.sigma**2
-        return (-(y**2) / variance).exp().unsqueeze(-1) * (-(x**2) / variance).exp().unsqueeze(-2)
+        maps: Tensor = (-(y**2) / variance).exp().unsqueeze(-1) * (-(x**2) / variance).exp().unsqueeze(-2)
+        return maps
 
-    def activate(self, raw: Tensor) -> Tensor:
+    def activate(self, raw: Array) -> Array:
         """Raw network output (N, K, h, w) -> float32 heatmaps whose peak is the joint's score."""
-        raw = raw.float()
+        xp = _library(raw)
+        raw = xp.asarray(raw, dtype=xp.float32)
         if self.activation == "identity":
             return raw
-        return raw.flatten(2).softmax(-1).view_as(raw) * (2 * math.pi * self.sigma**2)
+        flat = raw.reshape(*raw.shape[:2], -1)
+        flat = xp.exp(flat - xp.amax(flat, -1)[..., None])
+        flat = flat * (2 * math.pi * self.sigma**2 / xp.sum(flat, -1)[..., None])
+        return flat.reshape(raw.shape)
 
-    def decode(self, heatmaps: Tensor) -> tuple[Tensor, Tensor]:
+    def decode(self, heatmaps: Array) -> tuple[Array, Array]:
         """Sub-pixel joint places and scores.
 
         Args:
@@ -106,83 +120,98 @@ class HeatmapCodec:
             keypoints (N, K, 2) float32, crop pixels (x, y), and scores (N, K) float32 in 0..1: the OKS that the
             heatmap, read as the joint's probability over the pixels, lets this place expect (`_expected_oks`),
             calibrated where the codec has a calibration. Before that, a perfect Gaussian scores 1, a flat heatmap
-            next to 0.
+            next to 0. Arrays or tensors, as the heatmaps are.
         """
+        xp = _library(heatmaps)
+        heatmaps = xp.asarray(heatmaps, dtype=xp.float32)
         people, joints, rows, columns = heatmaps.shape
-        heatmaps = heatmaps.float()
         if people == 0:
-            return heatmaps.new_zeros(0, joints, 2), heatmaps.new_zeros(0, joints)
-        smooth = self._smooth(heatmaps)
-        place = smooth.flatten(2).argmax(-1)  # (N, K)
+            return heatmaps.reshape(0, joints, 0)[..., :2].reshape(0, joints, 2), heatmaps.reshape(0, joints)
+        smooth = self._smooth(heatmaps).reshape(people, joints, -1)
+        place = xp.argmax(smooth, -1)  # (N, K)
         x, y = place % columns, place // columns
         # the 3x3 neighbourhood needs a full ring, so the parabola of a border pixel is its inner neighbour's
-        cx, cy = x.clamp(1, columns - 2), y.clamp(1, rows - 2)
+        cx, cy = xp.clip(x, 1, columns - 2), xp.clip(y, 1, rows - 2)
         ring = tuple(dy * columns + dx for dy in (-1, 0, 1) for dx in (-1, 0, 1))
-        places = (cy * columns + cx).unsqueeze(-1) + constant(ring, smooth.device, torch.int64)
-        log = smooth.flatten(2).gather(2, places).clamp(min=FLOOR).log()  # (N, K, 9)
-        gx, gy, hxx, hyy, hxy = (log @ constant(DERIVATIVES, log.device)).unbind(-1)
+        near = _take(smooth, (cy * columns + cx)[..., None] + constant(ring, heatmaps, "int64"))  # (N, K, 9)
+        slopes = xp.log(xp.clip(near, FLOOR, None)) @ constant(DERIVATIVES, heatmaps)
+        gx, gy, hxx, hyy, hxy = (slopes[..., i] for i in range(5))
         det = hxx * hyy - hxy**2
         peaked = (hxx < 0) & (hyy < 0) & (det > 1e-9)  # else there is no top to move to
-        det = torch.where(peaked, det, torch.ones_like(det))
-        dx = torch.where(peaked, -(hyy * gx - hxy * gy) / det, 0.0) + cx - x
-        dy = torch.where(peaked, -(hxx * gy - hxy * gx) / det, 0.0) + cy - y
+        det = xp.where(peaked, det, 1.0)
+        at = xp.asarray(xp.stack([x, y], -1), dtype=xp.float32)
+        centre = xp.asarray(xp.stack([cx, cy], -1), dtype=xp.float32)
+        step = xp.stack([hxy * gy - hyy * gx, hxy * gx - hxx * gy], -1) / det[..., None] + centre - at
         # a step of more than a pixel and a half is a broken parabola, not a joint: stay on the highest pixel
-        sane = (dx.abs() <= 1.5) & (dy.abs() <= 1.5) & peaked
-        refined = torch.stack([torch.where(sane, x + dx, x.float()), torch.where(sane, y + dy, y.float())], -1)
-        return refined * constant(self.scale, refined.device), self.calibrate(self._expected_oks(heatmaps, refined))
+        sane = peaked & (xp.amax(xp.abs(step), -1) <= 1.5)
+        refined = xp.where(sane[..., None], at + step, at)
+        return refined * constant(self.scale, refined), self.calibrate(self._expected_oks(heatmaps, refined))
 
-    def calibrate(self, scores: Tensor) -> Tensor:
+    def calibrate(self, scores: Array) -> Array:
         """Raw scores (N, K) in 0..1 to calibrated ones; unchanged where the codec has no calibration."""
         if not self.calibration:
             return scores
-        table = constant(self.calibration, scores.device, scores.dtype)  # (K, steps + 1)
+        xp = _library(scores)
+        table = constant(self.calibration, scores)  # (K, steps + 1)
         steps = table.shape[1] - 1
-        left = (scores * steps).long().clamp(0, steps - 1)
-        joint = torch.arange(len(table), device=scores.device)
-        return torch.lerp(table[joint, left], table[joint, left + 1], scores * steps - left)
+        left = xp.clip(xp.asarray(scores * steps, dtype=xp.int64), 0, steps - 1)
+        low, high = (_take(table[None], (left + i)[..., None])[..., 0] for i in (0, 1))
+        return low + (high - low) * (scores * steps - left)
 
-    def _expected_oks(self, heatmaps: Tensor, places: Tensor) -> Tensor:
+    def _expected_oks(self, heatmaps: Array, places: Array) -> Array:
         """(N, K) in 0..1: mean of `exp(-d^2 / (2 reach^2))` over the heatmap's mass, `d` from `places` (N, K, 2) in
         heatmap pixels, relative to what a perfect Gaussian of the codec's sigma gives."""
+        xp = _library(heatmaps)
         rows, columns = self.heatmap_size
         reach = REACH * self.sigma
-        x = constant(tuple(range(columns)), places.device) - places[..., :1]  # (N, K, w)
-        y = constant(tuple(range(rows)), places.device) - places[..., 1:]  # (N, K, h)
-        near_x, near_y = (-(x**2) / (2 * reach**2)).exp(), (-(y**2) / (2 * reach**2)).exp()
-        mass = (near_y.unsqueeze(2) @ heatmaps.clamp(min=0) @ near_x.unsqueeze(3)).flatten(1)
+        x = constant(tuple(range(columns)), places) - places[..., :1]  # (N, K, w)
+        y = constant(tuple(range(rows)), places) - places[..., 1:]  # (N, K, h)
+        near_x, near_y = xp.exp(-(x**2) / (2 * reach**2)), xp.exp(-(y**2) / (2 * reach**2))
+        mass = (near_y[:, :, None] @ xp.clip(heatmaps, 0, None) @ near_x[..., None])[..., 0, 0]
         perfect = 2 * math.pi * self.sigma**2 * reach**2 / (reach**2 + self.sigma**2)
-        return (mass / perfect).clamp(0, 1)
+        return xp.clip(mass / perfect, 0, 1)
 
-    def _smooth(self, heatmaps: Tensor) -> Tensor:
+    def _smooth(self, heatmaps: Array) -> Array:
         """Gaussian blur that ignores what lies outside the map instead of taking it for zero."""
-        people, joints, rows, columns = heatmaps.shape
-        kernel, weight = _smoothing(SMOOTHING * self.sigma, rows, columns, heatmaps.device)
-        maps = heatmaps.reshape(people * joints, 1, rows, columns)
-        return (_blur(maps, kernel) / weight).view_as(heatmaps)
-
-
-def _blur(maps: Tensor, kernel: Tensor) -> Tensor:
-    """(N, 1, h, w) times `kernel` (taps,) along both axes; zero outside."""
-    radius = len(kernel) // 2
-    maps = F.conv2d(maps, kernel.view(1, 1, 1, -1), padding=(0, radius))
-    return F.conv2d(maps, kernel.view(1, 1, -1, 1), padding=(radius, 0))
+        rows, columns = (constant(_blurring(SMOOTHING * self.sigma, n), heatmaps) for n in self.heatmap_size)
+        return rows @ heatmaps @ columns.T
 
 
 @lru_cache(maxsize=64)
-def _smoothing(sigma: float, rows: int, columns: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The taps of a Gaussian (pixels), and the share of it (1, 1, h, w) that lies on the map, around each pixel."""
-    radius = max(1, math.ceil(3 * sigma))
+def _blurring(sigma: float, size: int) -> tuple[tuple[float, ...], ...]:
+    """Matrix (size, size) that blurs along an axis: rows are Gaussians cut off at 3 sigma and at the borders, sum 1."""
+    distance = np.arange(size) - np.arange(size)[:, None]
+    weights = np.exp(-(distance**2) / (2 * sigma**2)) * (abs(distance) <= max(1, math.ceil(3 * sigma)))
+    return tuple(map(tuple, (weights / weights.sum(1, keepdims=True)).tolist()))
+
+
+def _library(array: Array) -> Any:
+    """The module that an array's functions are in: `numpy` or `torch`."""
+    return np if isinstance(array, np.ndarray) else sys.modules["torch"]
+
+
+def _take(array: Array, places: Array) -> Array:
+    """Elements along the last axis: (N or 1, K, P), (N, K, m) int64 -> (N, K, m)."""
+    if isinstance(array, np.ndarray):
+        return np.take_along_axis(np.broadcast_to(array, (*places.shape[:2], array.shape[-1])), places, -1)
+    return array.expand(*places.shape[:2], -1).gather(2, places)
+
+
+def constant(numbers: tuple[object, ...], like: Array, kind: str = "float32") -> Array:
+    """An array or tensor beside another one, of dtype `kind`; made once and kept."""
+    return _constant(numbers, None if isinstance(like, np.ndarray) else like.device, kind)
+
+
+@lru_cache(maxsize=256)
+def _constant(numbers: tuple[object, ...], device: Any, kind: str) -> Array:
+    if device is None:
+        return np.array(numbers, kind)
+    import torch
+
+    # making a tensor on a GPU holds this thread up until the GPU has caught up; outside of inference mode, so that
+    # training may use it too
     with torch.inference_mode(False):
-        taps = torch.arange(-radius, radius + 1, device=device, dtype=torch.float32)
-        kernel = (-(taps**2) / (2 * sigma**2)).exp()
-        return kernel, _blur(torch.ones(1, 1, rows, columns, device=device), kernel)
-
-
-@lru_cache(maxsize=64)
-def constant(numbers: tuple[object, ...], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
-    """A tensor that is made once and kept: making one on a GPU holds this thread up until the GPU has caught up."""
-    with torch.inference_mode(False):  # so that training may use it too
-        return torch.tensor(numbers, dtype=dtype, device=device)
+        return torch.tensor(numbers, dtype=getattr(torch, kind), device=device)
 
 
 def default_sigma(input_size: tuple[int, int]) -> float:
@@ -190,7 +219,7 @@ def default_sigma(input_size: tuple[int, int]) -> float:
     return input_size[0] / STRIDE / 32
 
 
-def merge_flip(heatmaps: Tensor, mirrored: Tensor, swaps: Tensor) -> Tensor:
+def merge_flip(heatmaps: Array, mirrored: Array, swaps: np.ndarray) -> Array:
     """Flip test: mean of a crop's heatmaps and its mirror image's, turned back and with left and right swapped.
 
     UDP's pixel mapping mirrors exactly, so no shift is needed.
@@ -199,4 +228,5 @@ def merge_flip(heatmaps: Tensor, mirrored: Tensor, swaps: Tensor) -> Tensor:
         heatmaps, mirrored: (N, K, h, w), as `HeatmapCodec.activate` gives them.
         swaps: (K,) int64, `Skeleton.swaps`.
     """
-    return (heatmaps + mirrored[:, swaps].flip(-1)) / 2
+    xp = _library(heatmaps)
+    return (heatmaps + xp.flip(mirrored[:, constant(tuple(swaps.tolist()), mirrored, "int64")], (-1,))) / 2

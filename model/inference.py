@@ -8,12 +8,9 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
-from model.codec import HeatmapCodec, constant, merge_flip
+from model.codec import Array, HeatmapCodec, merge_flip
 from model.crop import Region, cut, invert, transform
-from model.package import Card
 from model.skeletons import Skeleton
 
 KEYPOINT_THRESHOLD = 0.2  # HRNet's: joints scored lower do not count in their person's score
@@ -22,26 +19,10 @@ KEYPOINT_THRESHOLD = 0.2  # HRNet's: joints scored lower do not count in their p
 class Engine(Protocol):
     """Runs the network. One that runs on a GPU takes crops that are there already as well as arrays."""
 
-    def __call__(self, crops: Any) -> Tensor:
-        """(N, H, W, 3) uint8 RGB crops -> (N, K, H/4, W/4) raw heatmaps, before the codec's activation."""
+    def __call__(self, crops: Any) -> Array:
+        """(N, H, W, 3) uint8 RGB crops -> (N, K, H/4, W/4) raw heatmaps, before the codec's activation: an array, or a
+        tensor where PyTorch runs the network."""
         ...
-
-
-class PixelNetwork(nn.Module):
-    """A network with its normalisation in front: `(N, H, W, 3)` uint8 RGB -> raw heatmaps `(N, K, H/4, W/4)`."""
-
-    def __init__(self, network: nn.Module, card: Card) -> None:
-        super().__init__()
-        self.network = network
-        self.mean: Tensor
-        self.std: Tensor
-        self.register_buffer("mean", 255 * torch.tensor(card.normalisation.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(card.normalisation.std).view(1, 3, 1, 1), persistent=False)
-
-    def forward(self, crops: Tensor) -> Tensor:
-        pixels = crops.permute(0, 3, 1, 2).float()
-        heatmaps: Tensor = self.network((pixels - self.mean) / self.std)
-        return heatmaps
 
 
 def cut_crops(
@@ -67,7 +48,7 @@ def cut_crops(
 
 
 def estimate(
-    engine: Engine, crops: np.ndarray | Tensor, codec: HeatmapCodec, skeleton: Skeleton, flip_test: bool
+    engine: Engine, crops: Array, codec: HeatmapCodec, skeleton: Skeleton, flip_test: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Keypoints (N, K, 2) float32 in crop pixels and scores (N, K) float32 in 0..1 for (N, H, W, 3) uint8 crops.
 
@@ -75,12 +56,15 @@ def estimate(
     """
     heatmaps = codec.activate(engine(crops))
     if flip_test:
-        mirror = crops.flip(2) if isinstance(crops, Tensor) else np.ascontiguousarray(crops[:, :, ::-1])
-        swaps = constant(tuple(skeleton.swaps.tolist()), heatmaps.device, torch.int64)
-        heatmaps = merge_flip(heatmaps, codec.activate(engine(mirror)), swaps)
+        mirror = np.ascontiguousarray(crops[:, :, ::-1]) if isinstance(crops, np.ndarray) else crops.flip(2)
+        heatmaps = merge_flip(heatmaps, codec.activate(engine(mirror)), skeleton.swaps)
     keypoints, scores = codec.decode(heatmaps)
-    found = torch.cat([keypoints, scores.unsqueeze(-1)], -1).cpu().numpy()  # (N, K, 3): one transfer
-    return np.ascontiguousarray(found[..., :2]), np.ascontiguousarray(found[..., 2])
+    if not isinstance(keypoints, np.ndarray):
+        import torch
+
+        found = torch.cat([keypoints, scores.unsqueeze(-1)], -1).cpu().numpy()  # (N, K, 3): one transfer
+        keypoints, scores = found[..., :2], found[..., 2]
+    return np.ascontiguousarray(keypoints, np.float32), np.ascontiguousarray(scores, np.float32)
 
 
 def to_picture(keypoints: np.ndarray, affines: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:

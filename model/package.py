@@ -11,21 +11,21 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 
 from model.codec import HeatmapCodec
 from model.crop import PADDING
 from model.errors import PackageError
-from model.networks import build
 from model.ranges import Ranges, read_ranges, write_ranges
 from model.skeletons import SKELETONS, Skeleton
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 BUNDLED = Path(__file__).parent / "packages"
 WEIGHTS, CARD, INT8 = "weights.safetensors", "card.json", "int8.safetensors"
@@ -155,13 +155,23 @@ class Card(_Record):
 
 @dataclass(frozen=True)
 class Package:
-    """A package read from disk: the card, the network in float32 evaluation mode, and what belongs to it."""
+    """A package on disk: its folder, its checked card, and what belongs to it. The network is read when it is asked
+    for: an engine that has it converted already needs neither it nor PyTorch."""
 
+    folder: Path
     card: Card
-    network: nn.Module
     skeleton: Skeleton
     codec: HeatmapCodec
     ranges: Ranges | None = None  # for int8
+
+    @cached_property
+    def network(self) -> "nn.Module":
+        """In float32, evaluation mode, on the CPU.
+
+        Raises:
+            PackageError: the weights do not fit the architecture, or PyTorch is not installed.
+        """
+        return _read_network(self.folder, self.card.architecture)
 
 
 def find_package(name_or_path: str) -> Path:
@@ -220,18 +230,46 @@ def read_card(folder: Path) -> Card:
 
 
 def load_package(name_or_path: str) -> Package:
-    """Read and check a package; the network comes in float32, evaluation mode, on the CPU.
+    """Read and check a package, its network too.
 
     Raises:
-        PackageError: see `find_package` and `read_card`; or the weights do not fit the architecture, or int8's
-            ranges are missing, damaged or made for other weights.
+        PackageError: see `open_package` and `Package.network`.
+    """
+    package = open_package(name_or_path)
+    _ = package.network
+    return package
+
+
+def open_package(name_or_path: str) -> Package:
+    """Read and check a package, all but its network.
+
+    Raises:
+        PackageError: see `find_package` and `read_card`; or int8's ranges are missing, damaged or made for other
+            weights.
     """
     folder = find_package(name_or_path)
     card = read_card(folder)
     try:
         rows = card.calibration.rows(SKELETONS[card.skeleton]) if card.calibration else ()
         codec = HeatmapCodec(card.input_size, card.codec.sigma, card.codec.activation, rows)
-        network = build(card.architecture.name, card.architecture.joints, **card.architecture.switches)
+    except ValueError as error:
+        raise PackageError(f"{folder / CARD}: {error}") from None
+    ranges = _load_ranges(folder / INT8, card) if card.int8 else None
+    return Package(folder, card, SKELETONS[card.skeleton], codec, ranges)
+
+
+def _read_network(folder: Path, architecture: Architecture) -> "nn.Module":
+    try:
+        from safetensors.torch import load_file
+
+        from model.networks import build
+    except ModuleNotFoundError as error:
+        raise PackageError(
+            f"{folder}: this installation has no PyTorch ({error}), so it serves networks that are converted already, "
+            "and this one is not: convert it where PyTorch is (`pose prepare`), and bring the cache folder"
+        ) from None
+    try:
+        network: nn.Module = build(architecture.name, architecture.joints, **architecture.switches)
     except ValueError as error:
         raise PackageError(f"{folder / CARD}: {error}") from None
     try:
@@ -239,9 +277,8 @@ def load_package(name_or_path: str) -> Package:
     except (SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()
         detail = " ".join(line.strip() for line in reason[:2])
-        raise PackageError(f"{folder / WEIGHTS} does not fit {card.architecture.name}: {detail}") from None
-    ranges = _load_ranges(folder / INT8, card) if card.int8 else None
-    return Package(card, network.eval(), SKELETONS[card.skeleton], codec, ranges)
+        raise PackageError(f"{folder / WEIGHTS} does not fit {architecture.name}: {detail}") from None
+    return network.eval()
 
 
 def _load_ranges(path: Path, card: Card) -> Ranges:
@@ -254,7 +291,7 @@ def _load_ranges(path: Path, card: Card) -> Ranges:
     return ranges
 
 
-def write_package(folder: Path, fields: Mapping[str, Any], state: Mapping[str, Tensor]) -> Card:
+def write_package(folder: Path, fields: Mapping[str, Any], state: Mapping[str, "Tensor"]) -> Card:
     """Write a package beside its place, check it by reading it back, then move it there in one step.
 
     Args:
@@ -266,6 +303,9 @@ def write_package(folder: Path, fields: Mapping[str, Any], state: Mapping[str, T
         PackageError: what was written cannot be read back, or a weight does not fit half precision. The older
             package stays.
     """
+    import torch
+    from safetensors.torch import save_file
+
     half = {k: (v.half() if v.is_floating_point() else v).cpu().contiguous() for k, v in state.items()}
     for name, tensor in half.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():

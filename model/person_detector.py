@@ -3,12 +3,15 @@
 The steps stand apart, so that another engine can take over the middle one:
 `prepare` (letterbox to a square) -> `forward` (the network) -> `boxes` (scores, suppression, back to picture pixels).
 `letterbox` and `normalise` are the halves of `prepare`: bytes go to an engine, which makes numbers of them itself.
+Only the network needs PyTorch and ultralytics; a package's is not built before it is asked for.
 Nothing here reaches for the network; see `model.offline`.
 """
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +24,7 @@ from model.offline import keep_ultralytics_offline
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 Image = npt.NDArray[np.uint8]
 Boxes = npt.NDArray[np.float32]
@@ -89,21 +93,24 @@ def normalise(squares: "torch.Tensor") -> "torch.Tensor":
 
 
 class PersonDetector:
-    """A detection network and what surrounds it. Not thread-safe: let one thread own it.
+    """A detection network and what surrounds it. The network is not thread-safe: let one thread own it.
 
     Args:
-        network: an ultralytics DetectionModel; it is put into eval mode on `device`.
+        network: an ultralytics DetectionModel, or what makes one when it is asked for; it is put into eval mode on
+            `device`.
         size: side of the square input in pixels, a multiple of the largest stride (32).
         score: boxes below this score are left out; the caller may cut higher.
         iou: suppression threshold where the network is not end-to-end.
         batch: most pictures in one forward pass.
         limit: most boxes of one picture.
         card: what is known about the weights.
+        names: classes by their numbers; those of the network where None.
+        end_to_end: whether the network leaves nothing to suppress; it says so itself where None.
     """
 
     def __init__(
         self,
-        network: "torch.nn.Module",
+        network: "nn.Module | Callable[[], nn.Module]",
         size: int,
         *,
         score: float = 0.05,
@@ -112,31 +119,47 @@ class PersonDetector:
         limit: int = 300,
         device: str = "cpu",
         card: dict[str, Any] | None = None,
+        names: dict[int, str] | None = None,
+        end_to_end: bool | None = None,
     ) -> None:
-        import torch
-
-        self.device = torch.device(device)
-        self.network = network.to(self.device).eval().requires_grad_(False)
+        self.device = device
+        if names is None or end_to_end is None:
+            made = network if hasattr(network, "state_dict") else network()
+            names = dict(getattr(made, "names", {0: "person"})) if names is None else names
+            end_to_end = bool(getattr(made, "end2end", False)) if end_to_end is None else end_to_end
+            network = made
+        self._network, self.end_to_end = network, end_to_end
         self.size, self.score, self.iou, self.batch, self.limit = size, score, iou, batch, limit
         self.card = card or {}
-        names: dict[int, str] = dict(getattr(network, "names", {0: "person"}))
         self.person = next((index for index, name in names.items() if name.lower() == "person"), -1)
         if self.person < 0:
             raise PackageError(f"no class of this network is called 'person': it has {sorted(names.values())[:10]}")
 
+    @cached_property
+    def network(self) -> "nn.Module":
+        """In evaluation mode, on the device.
+
+        Raises:
+            PackageError: a package's network cannot be built, or PyTorch is not installed.
+        """
+        network: Any = self._network if hasattr(self._network, "state_dict") else self._network()
+        made: nn.Module = network.to(self.device).eval().requires_grad_(False)
+        return made
+
+    @property
+    def example(self) -> Image:
+        """(2, S, S, 3) uint8 zeros, as `letterbox` gives squares."""
+        return np.zeros((2, self.size, self.size, 3), np.uint8)
+
     @classmethod
     def from_package(cls, folder: Path, **options: Any) -> "PersonDetector":
-        """Build the detector of a weight package (weights.safetensors, card.json, network.yaml); never a pickle.
+        """The detector of a weight package (weights.safetensors, card.json, network.yaml); never a pickle.
 
         `options` go to the constructor.
 
         Raises:
             PackageError: a file is missing, unreadable, or does not belong to the others.
         """
-        keep_ultralytics_offline()
-        from safetensors.torch import load
-
-        tasks, utils = import_module("ultralytics.nn.tasks"), import_module("ultralytics.utils")
         folder = Path(folder)
         for name in (WEIGHTS, CARD, NETWORK):
             if not (folder / name).is_file():
@@ -150,15 +173,13 @@ class PersonDetector:
         found = hashlib.sha256(content).hexdigest()
         if found != expected:
             raise PackageError(f"{folder / WEIGHTS} has sha256 {found}, its card says {expected}: copy it anew")
-        try:
-            description = _checked(utils.YAML.load(folder / NETWORK))
-            network = tasks.DetectionModel(description, ch=3, verbose=False)
-            network.end2end = bool(description.get("end2end"))  # a network with two heads infers with the other one
-            network.load_state_dict({key: value.float() for key, value in load(content).items()})
-        except Exception as error:  # ultralytics turns the yaml into modules and raises whatever it meets
-            raise PackageError(f"{folder}: {NETWORK} and {WEIGHTS} do not make a network: {error}") from error
-        network.names = {index: name for index, name in enumerate(card.get("classes", ["person"]))}
-        return cls(network.fuse(verbose=False), size, **{"card": card, **options})
+        names = dict(enumerate(card.get("classes", ["person"])))
+
+        def build() -> "nn.Module":
+            return _build(folder, content, names)
+
+        end_to_end = card.get("head") == "one-to-one" if "head" in card else None
+        return cls(build, size, **{"card": card, "names": names, "end_to_end": end_to_end, **options})
 
     @classmethod
     def from_ultralytics(cls, path: str | Path, size: int = 640, **options: Any) -> "PersonDetector":
@@ -213,29 +234,33 @@ class PersonDetector:
         assert isinstance(output, torch.Tensor)
         return output.float().cpu()
 
-    def boxes(self, output: "torch.Tensor", records: list[Letterbox]) -> list[tuple[Boxes, Scores]]:
+    def boxes(self, output: np.ndarray, records: list[Letterbox]) -> list[tuple[Boxes, Scores]]:
         """Turn the output of `forward` into one (boxes (K, 4) xyxy picture pixels, scores (K,)) a picture."""
-        from ultralytics.utils.nms import non_max_suppression
-
-        import_module("torchvision")  # suppression takes its fast kernel, but only where it is loaded
-        end_to_end = bool(getattr(self.network, "end2end", False))
-        found = non_max_suppression(
-            output,
-            self.score,
-            self.iou,
-            classes=[self.person],
-            max_det=self.limit,
-            end2end=end_to_end,
-            max_time_img=60.0,  # seconds; the default gives up early on a busy machine and returns empty pictures
-        )
         results: list[tuple[Boxes, Scores]] = []
-        for rows, record in zip(found, records, strict=True):
-            values = np.asarray(rows.numpy(), dtype=np.float32).reshape(-1, 6)
-            values = values[np.argsort(-values[:, 4], kind="stable")]
+        for rows, record in zip(output, records, strict=True):
+            values = self._settled(rows) if self.end_to_end else self._suppressed(rows)
+            values = values[np.argsort(-values[:, 4], kind="stable")][: self.limit]
             boxes = record.to_picture(values[:, :4])
             keep = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(axis=1)
             results.append((boxes[keep], values[keep, 4]))
         return results
+
+    def _settled(self, rows: np.ndarray) -> Boxes:
+        """People (K, 5) [x1, y1, x2, y2, score] of the rows (M, 6) [x1, y1, x2, y2, score, class]."""
+        return np.asarray(rows[(rows[:, 4] > self.score) & (rows[:, 5] == self.person), :5], np.float32)
+
+    def _suppressed(self, rows: np.ndarray) -> Boxes:
+        """The same of the rows (4 + classes, M) [cx, cy, w, h, class scores], overlapping ones left out."""
+        import cv2
+
+        scores = rows[4 + self.person]
+        rows = rows[:, scores > self.score]
+        rows = rows[:, rows[4:].argmax(0) == self.person]
+        centre, sides, scores = rows[:2].T, rows[2:4].T, rows[4 + self.person]
+        corners = np.concatenate([centre - sides / 2, sides], 1).astype(np.float64)
+        found = cv2.dnn.NMSBoxes(corners.tolist(), scores.tolist(), self.score, self.iou)
+        kept = np.asarray(found, np.int64).reshape(-1)
+        return np.concatenate([centre - sides / 2, centre + sides / 2, scores[:, None]], 1)[kept].astype(np.float32)
 
     def detect(self, images: list[Image]) -> list[tuple[Boxes, Scores]]:
         """Find the people in pictures, each (H, W, 3) uint8 RGB.
@@ -246,8 +271,32 @@ class PersonDetector:
         results: list[tuple[Boxes, Scores]] = []
         for start in range(0, len(images), self.batch):
             inputs, records = self.prepare(images[start : start + self.batch])
-            results += self.boxes(self.forward(inputs), records)
+            results += self.boxes(self.forward(inputs).numpy(), records)
         return results
+
+
+def _build(folder: Path, weights: bytes, names: dict[int, str]) -> "nn.Module":
+    try:
+        keep_ultralytics_offline()
+        from safetensors.torch import load
+
+        tasks, utils = import_module("ultralytics.nn.tasks"), import_module("ultralytics.utils")
+    except ModuleNotFoundError as error:
+        raise PackageError(
+            f"{folder}: this installation has no PyTorch or no ultralytics ({error}), so it serves networks that are "
+            "converted already, and this one is not: convert it where they are (`pose prepare`), and bring the cache "
+            "folder"
+        ) from None
+    try:
+        description = _checked(utils.YAML.load(folder / NETWORK))
+        network = tasks.DetectionModel(description, ch=3, verbose=False)
+        network.end2end = bool(description.get("end2end"))  # a network with two heads infers with the other one
+        network.load_state_dict({key: value.float() for key, value in load(weights).items()})
+    except Exception as error:  # ultralytics turns the yaml into modules and raises whatever it meets
+        raise PackageError(f"{folder}: {NETWORK} and {WEIGHTS} do not make a network: {error}") from error
+    network.names = names
+    fused: nn.Module = network.fuse(verbose=False)
+    return fused
 
 
 def _checked(description: Any) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from model.codec import HeatmapCodec
 from model.crop import Region
-from model.inference import Engine, PixelNetwork, estimate, person_scores, to_picture
+from model.inference import Engine, estimate, person_scores, to_picture
+from model.networks.pixels import PixelNetwork
 from model.package import Evaluation, Package
 from model.person_detector import PersonDetector
 from model.skeletons import Skeleton

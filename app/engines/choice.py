@@ -7,25 +7,25 @@ import re
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import openvino
-import torch
-from torch import Tensor, nn
 
 import model
 from app.batching import batch_sizes
 from app.engines.int8 import find_ranges
 from app.engines.openvino import OpenVINOEngine, convert_cached, has_bf16
-from app.engines.torch import Float32Head, TorchEngine
 from app.settings import Settings, SettingsError
 from model.errors import PackageError
-from model.folding import fold_gates
-from model.inference import Engine, PixelNetwork
-from model.package import Package, load_package
+from model.inference import Engine
+from model.package import Package, open_package
 from model.ranges import Ranges
+
+if TYPE_CHECKING:
+    from torch import nn
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +37,8 @@ EXACT = re.compile(r"network\.(head|pyramid|stages\.2\.\d\.(branches\.0|exchange
 # Most items of a run on one core. Measured per item on two cores, pose network: 16.8 ms alone, 15.3 in twos, 15.1 in
 # fours, 14.5 in eights; every size costs a copy of the weights.
 NARROW = 2
+
+DRIVERS = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/dxg")  # the last one is Windows' in its Linux
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,22 @@ class Runtime:
         return self.threads + 1 if self.sizes else 1
 
 
+def has_cuda() -> bool:
+    """Whether there is a GPU that PyTorch can use. Where there is no NVIDIA driver, PyTorch is not even loaded."""
+    if not any(Path(place).exists() for place in DRIVERS) or find_spec("torch") is None:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def choose_runtime(settings: Settings) -> Runtime:
     """What the settings ask for; `auto` takes the fastest this machine has.
 
     Raises:
         SettingsError: what is asked for is not there, or does not go together.
     """
-    cuda = torch.cuda.is_available()
+    cuda = has_cuda()
     if settings.device == "cuda" and not cuda:
         raise SettingsError("POSE_DEVICE=cuda, but torch finds no CUDA device here; use auto or cpu")
     if settings.precision == "int8" and (settings.device == "cuda" or settings.engine == "torch"):
@@ -98,17 +109,19 @@ def choose_runtime(settings: Settings) -> Runtime:
 
 
 def create_engine(
-    network: nn.Module,
-    example: Tensor,
+    make: "Callable[[], nn.Module]",
+    example: np.ndarray,
     key: str,
     runtime: Runtime,
     cache: Path,
     exact: re.Pattern[str] | None = None,
     ranges: Ranges | None = None,
-) -> OpenVINOEngine | TorchEngine:
-    """The network on its runtime: array (N, ...) in, tensor (N, ...) out; for one thread, but see `on_one_core`.
+) -> Engine:
+    """The network on its runtime: array (N, ...) in, array (OpenVINO) or tensor (PyTorch) (N, ...) out; for one thread,
+    but see `on_one_core`.
 
     Args:
+        make: gives the network; not called where OpenVINO has it converted in the cache.
         example: an input with the shape and type of all others, but for N.
         key: names the weights, for the cache of converted networks.
         exact: modules that OpenVINO keeps in float32.
@@ -120,17 +133,26 @@ def create_engine(
             precision = "bf16" if has_bf16() else "f32"
         key = f"{key} {_hash_code()}"
         return OpenVINOEngine(
-            fold_gates(network), example, key, precision, runtime.threads, cache, exact, ranges, runtime.sizes
+            _folded(make), example, key, precision, runtime.threads, cache, exact, ranges, runtime.sizes
         )
-    return TorchEngine(network, runtime.device, runtime.precision)
+    from app.engines.torch import TorchEngine
+
+    return TorchEngine(make(), runtime.device, runtime.precision)
 
 
-Forward = TypeVar("Forward", bound=Callable[[Any], Tensor])
+def _folded(make: "Callable[[], nn.Module]") -> "Callable[[], nn.Module]":
+    def folded() -> "nn.Module":
+        network = make()  # says what is missing where PyTorch is not installed
+        from model.folding import fold_gates
+
+        return fold_gates(network)
+
+    return folded
 
 
-def on_one_core(engine: Forward) -> Forward:
+def on_one_core(engine: Engine) -> Engine:
     """The way an engine is called from one of several threads with a core each; itself where it has no such way."""
-    narrow: Forward = getattr(engine, "narrow", engine)
+    narrow: Engine = getattr(engine, "narrow", engine)
     return narrow
 
 
@@ -146,21 +168,34 @@ def create_pose_engine(package: Package, runtime: Runtime, cache: Path) -> Engin
             f"POSE_PRECISION=int8, but package {card.name} {card.version} has no int8 ranges: make them with `pose "
             "quantise PACKAGE`, or use auto"
         )
-    if runtime.engine == "torch" and runtime.precision != "f32":
-        package.network.head = Float32Head(package.network.get_submodule("head"))
-    network = PixelNetwork(package.network, package.card)
-    return create_engine(network, example_crops(package), package.card.sha256, runtime, cache, EXACT, package.ranges)
+
+    def make() -> "nn.Module":
+        network = _pixel_network(package)
+        if runtime.engine == "torch" and runtime.precision != "f32":
+            from app.engines.torch import Float32Head
+
+            package.network.head = Float32Head(package.network.get_submodule("head"))
+        return network
+
+    return create_engine(make, example_crops(package), package.card.sha256, runtime, cache, EXACT, package.ranges)
 
 
-def example_crops(package: Package) -> Tensor:
+def _pixel_network(package: Package) -> "nn.Module":
+    network = package.network
+    from model.networks.pixels import PixelNetwork
+
+    return PixelNetwork(network, package.card)
+
+
+def example_crops(package: Package) -> np.ndarray:
     """(2, H, W, 3) uint8 zeros of the package's size, to trace its network with."""
-    return torch.zeros(2, *package.card.input_size, 3, dtype=torch.uint8)
+    return np.zeros((2, *package.card.input_size, 3), np.uint8)
 
 
 def convert_pose(package: Package, cache: Path) -> openvino.Model:
     """The package's network as an OpenVINO graph in float32: (N, H, W, 3) uint8 crops -> heatmaps."""
-    network, key = fold_gates(PixelNetwork(package.network, package.card)), f"{package.card.sha256} {_hash_code()}"
-    return convert_cached(openvino.Core(), network, example_crops(package), key, cache)
+    make, key = _folded(lambda: _pixel_network(package)), f"{package.card.sha256} {_hash_code()}"
+    return convert_cached(openvino.Core(), make, example_crops(package), key, cache)
 
 
 def find_pose_ranges(package: Package, crops: np.ndarray, cache: Path) -> Ranges:
@@ -193,7 +228,7 @@ def convert_apart(name_or_path: str, runtime: Runtime, cache: Path) -> None:
 
 def _convert(name_or_path: str, runtime: Runtime, cache: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # ^C in a terminal reaches this process too
-    create_pose_engine(load_package(name_or_path), runtime, cache)
+    create_pose_engine(open_package(name_or_path), runtime, cache)
 
 
 def build_engine(

@@ -19,20 +19,22 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Lock
+from typing import TYPE_CHECKING
 
 import numpy as np
 import openvino
-import torch
-from torch import Tensor, nn
 
 from app.engines.int8 import insert_ranges
 from model.inference import Engine
 from model.ranges import Ranges
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +61,7 @@ class OpenVINOEngine:
     there are cores are let in at once.
 
     Args:
-        network: one tensor in, one tensor out.
+        make: gives the network (one tensor in, one tensor out), where it is not in the cache yet.
         example: an input (N, ...) with the shape and type of all others, but for N; it may be zeros.
         key: names the converted network in the cache; must change whenever the network does.
         precision: `bf16`, `f32`, or `int8`, which needs ranges.
@@ -75,8 +77,8 @@ class OpenVINOEngine:
 
     def __init__(
         self,
-        network: nn.Module,
-        example: Tensor,
+        make: "Callable[[], nn.Module]",
+        example: np.ndarray,
         key: str,
         precision: str,
         threads: int,
@@ -87,7 +89,7 @@ class OpenVINOEngine:
     ) -> None:
         self.threads = threads
         core = openvino.Core()
-        model = convert_cached(core, network, example, key, cache)
+        model = convert_cached(core, make, example, key, cache)
         if precision == "int8":
             assert ranges is not None
             insert_ranges(model, ranges)
@@ -121,18 +123,18 @@ class OpenVINOEngine:
         self._wide, self._wide_lock = requests[-1][0], Lock()
         self._pool = ThreadPoolExecutor(threads, "lane") if sizes and threads > 1 else None
 
-    def __call__(self, crops: np.ndarray) -> Tensor:
-        """Inputs (N, ...) -> the network's output (N, ...) float32, on the CPU."""
+    def __call__(self, crops: np.ndarray) -> np.ndarray:
+        """Inputs (N, ...) -> the network's output (N, ...) float32."""
         if not self.sizes or (len(crops) == 1 and self._pool is not None):
             with self._wide_lock:  # a caller from before a swap of packages may be in here
-                return torch.from_numpy(_infer(self._wide, crops))
+                return _infer(self._wide, crops)
         if self._pool is None:
             return self.narrow(crops)
         share = min(self.sizes[0], -(-len(crops) // self.threads))
         parts = [crops[i : i + share] for i in range(0, len(crops), share)]
-        return torch.cat(list(self._pool.map(self.narrow, parts)))
+        return np.concatenate(list(self._pool.map(self.narrow, parts)))
 
-    def narrow(self, crops: np.ndarray) -> Tensor:
+    def narrow(self, crops: np.ndarray) -> np.ndarray:
         """As calling the engine, on one core, beside other threads that do so."""
         lane = self._lanes.get()
         try:
@@ -144,7 +146,7 @@ class OpenVINOEngine:
                     begin += size
         finally:
             self._lanes.put(lane)
-        return torch.from_numpy(outputs[0] if len(outputs) == 1 else np.concatenate(outputs))
+        return outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
 
 
 def _infer(request: openvino.InferRequest, items: np.ndarray) -> np.ndarray:
@@ -157,7 +159,7 @@ def compile_float32(path: Path) -> Engine:
     """A graph that was saved, in float32; called as `OpenVINOEngine` is."""
     compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     request = compiled.create_infer_request()
-    return lambda crops: torch.from_numpy(request.infer({0: crops})[0])
+    return lambda crops: request.infer({0: crops})[0]
 
 
 def keep_float32(core: openvino.Core, model: openvino.Model, exact: re.Pattern[str]) -> None:
@@ -169,9 +171,11 @@ def keep_float32(core: openvino.Core, model: openvino.Model, exact: re.Pattern[s
             operation.set_rt_info(mark, name)
 
 
-def convert_cached(core: openvino.Core, network: nn.Module, example: Tensor, key: str, cache: Path) -> openvino.Model:
+def convert_cached(
+    core: openvino.Core, make: "Callable[[], nn.Module]", example: np.ndarray, key: str, cache: Path
+) -> openvino.Model:
     """`convert`, or its result of an earlier start from the cache folder."""
-    versions = f"{key} {torch.__version__} {openvino.__version__} {tuple(example.shape[1:])} {example.dtype}"
+    versions = f"{key} {openvino.__version__} {example.shape[1:]} {example.dtype}"
     path = cache / f"{hashlib.sha256(versions.encode()).hexdigest()[:32]}.xml"
     if path.is_file():
         try:
@@ -179,17 +183,23 @@ def convert_cached(core: openvino.Core, network: nn.Module, example: Tensor, key
         except RuntimeError as error:
             logger.warning("cached network %s cannot be read, converting again: %s", path, error)
     logger.info("converting the network for OpenVINO; the next start takes it from %s", cache)
+    network = make()  # the graph's constants are the network's own memory, so it has to live until they are written
     model = convert(network, example)
     try:
         _save(model, path)
         return core.read_model(path)  # as later starts do: what is compiled of it has the same name in the cache then
     except (OSError, RuntimeError) as error:
         logger.warning("the converted network is not kept, every start converts it again: %s", error)
-    return model
+    with tempfile.TemporaryDirectory() as folder:
+        _save(model, Path(folder) / path.name)
+        return core.read_model(Path(folder) / path.name)  # mapped, so the file may go
 
 
-def convert(network: nn.Module, example: Tensor) -> openvino.Model:
-    """The network as an OpenVINO graph with any batch size and the example's other sizes."""
+def convert(network: "nn.Module", example: "np.ndarray | Tensor") -> openvino.Model:
+    """The network as an OpenVINO graph with any batch size and the example's other sizes. It must outlive the graph."""
+    import torch
+
+    example = torch.as_tensor(example)
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # tracing warns of its own deprecation and of Python values
         traced = torch.jit.trace(network, example, check_trace=False)  # type: ignore[no-untyped-call]

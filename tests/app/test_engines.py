@@ -14,7 +14,8 @@ from app.engines import Runtime, choose_runtime, convert_apart, create_pose_engi
 from app.engines.openvino import has_bf16
 from app.settings import Settings, SettingsError
 from model.errors import PackageError
-from model.inference import PixelNetwork, estimate
+from model.inference import estimate
+from model.networks.pixels import PixelNetwork
 from model.package import load_package
 
 CROPS = np.random.default_rng(0).integers(0, 256, (5, 96, 64, 3), np.uint8)

@@ -41,7 +41,7 @@ class Small(nn.Module):
 
 
 class Pixels(nn.Module):
-    """`model.inference.PixelNetwork` without a card."""
+    """`model.networks.pixels.PixelNetwork` without a card."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ def test_a_graph_with_ranges_computes_in_int8_what_the_network_computes(
         reference = network(torch.from_numpy(CROPS))
     example = torch.from_numpy(CROPS[:2])
     for _ in range(2):  # converted, then taken from the cache
-        engine = OpenVINOEngine(network, example, "small", "int8", 1, tmp_path, EXACT, ranges)
+        engine = OpenVINOEngine(lambda: network, example.numpy(), "small", "int8", 1, tmp_path, EXACT, ranges)
         heatmaps = engine(CROPS)
         error = (heatmaps - reference).abs().mean() / reference.std()
         assert 1e-4 < error < 0.05

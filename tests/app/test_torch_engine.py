@@ -22,7 +22,8 @@ from app.engines.torch import HALF, Float32Head, TorchEngine
 from app.images import Picture, decode
 from app.pipeline import Pipeline
 from app.schemas import Options
-from model.inference import PixelNetwork, estimate
+from model.inference import estimate
+from model.networks.pixels import PixelNetwork
 from model.package import Package, load_package
 
 CROPS = np.random.default_rng(0).integers(0, 256, (8, 96, 64, 3), np.uint8)

@@ -14,7 +14,7 @@ from app.engines.openvino import has_bf16
 from app.images import decode
 from app.service import load
 from app.settings import Settings
-from model.inference import PixelNetwork
+from model.networks.pixels import PixelNetwork
 from model.package import Package, load_package
 from model.parity import GATE, Crops, Limits, check_shift, cut_around, join, measure_shift
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from model.crop import Region, cut
 from model.device_crop import TOGETHER, cut_crops_on, cut_on, upload
-from model.inference import PixelNetwork, cut_crops, estimate, to_picture
+from model.inference import cut_crops, estimate, to_picture
+from model.networks.pixels import PixelNetwork
 from model.package import load_package
 
 SIZE = (192, 144)

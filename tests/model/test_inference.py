@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from model.codec import HeatmapCodec
-from model.inference import PixelNetwork, cut_crops, estimate, to_picture
+from model.inference import cut_crops, estimate, to_picture
+from model.networks.pixels import PixelNetwork
 from model.package import IMAGENET_MEAN, IMAGENET_STD, load_package
 from model.skeletons import COCO
 

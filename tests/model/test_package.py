@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from model.errors import PackageError
-from model.inference import PixelNetwork, estimate
+from model.inference import estimate
 from model.networks import build
+from model.networks.pixels import PixelNetwork
 from model.package import BUNDLED, CARD, WEIGHTS, bundled_packages, find_package, load_package, read_card, write_package
 from model.skeletons import COCO
 
