@@ -19,6 +19,8 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from serving import ROOT, wait_until
 from watching import RULES, SHIPPED, Sample, Watched, needs, promtool, watching
 
+from app.metrics import Metrics
+
 DOCKER = ROOT / "docker"
 CASES = sorted((SHIPPED / "tests").glob("*.yml"))
 BOARD = json.loads((DOCKER / "grafana" / "dashboards" / "pose.json").read_text("utf-8"))
@@ -169,6 +171,13 @@ def test_panels_answer_five_questions_from_top_to_bottom_and_none_covers_another
         assert panel["description"], panel["title"]
         assert panel["datasource"]["uid"] == source["datasources"][0]["uid"]
         assert panel["type"] in {"table", "heatmap"} or panel["fieldConfig"]["defaults"]["unit"], panel["title"]
+
+
+def test_what_has_data_on_a_gpu_only_is_shown_there() -> None:
+    metrics = Metrics()
+    metrics.watch_gpu(lambda: True)
+    text = metrics.render().decode()
+    assert [name for name in ONLY_ON_A_GPU if f"# TYPE {name} gauge" not in text] == []
 
 
 @needs("prometheus")
