@@ -58,8 +58,9 @@ class Settings(BaseSettings):
         ge=0,
         le=1024,
         validate_default=True,
-        description="CPU threads of the networks. OpenVINO's work on a batch each while there is enough to do, and together "
-        "on a lone picture. 0 takes one per core that this process may use (its affinity and its container's CPU quota).",
+        description="CPU threads of the networks. OpenVINO's work on a batch each while there is enough to do, and "
+        "together on a lone picture. 0 takes one per core that this process may use (its affinity and its container's "
+        "CPU quota).",
     )
     decode_threads: int = Field(
         default=0,
@@ -107,8 +108,8 @@ class Settings(BaseSettings):
         default=8,
         ge=1,
         le=1024,
-        description="Most crops, or pictures, that share one run of a network; on OpenVINO two at most, where more are no "
-        "faster.",
+        description="Most crops, or pictures, that share one run of a network; on OpenVINO two at most, more are "
+        "no faster.",
     )
     queue_size: int = Field(
         default=32,

@@ -156,7 +156,7 @@ class HeatmapCodec:
         steps = table.shape[1] - 1
         left = xp.clip(xp.asarray(scores * steps, dtype=xp.int64), 0, steps - 1)
         low, high = (_take(table[None], (left + i)[..., None])[..., 0] for i in (0, 1))
-        return low + (high - low) * (scores * steps - left)
+        return low + (high - low) * (scores * steps - xp.asarray(left, dtype=xp.float32))
 
     def _expected_oks(self, heatmaps: Array, places: Array) -> Array:
         """(N, K) in 0..1: mean of `exp(-d^2 / (2 reach^2))` over the heatmap's mass, `d` from `places` (N, K, 2) in

@@ -63,8 +63,8 @@ def test_float32_engines_give_the_networks_heatmaps(
 ) -> None:
     with single_thread():
         run = create_pose_engine(load_package(str(pose_package)), runtime(engine, "f32"), cache)
-        heatmaps = run(CROPS)
-        alone = torch.cat([run(CROPS[i : i + 1]) for i in range(len(CROPS))])
+        heatmaps = torch.as_tensor(run(CROPS))
+        alone = torch.cat([torch.as_tensor(run(CROPS[i : i + 1])) for i in range(len(CROPS))])
     torch.testing.assert_close(heatmaps, reference, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(alone, heatmaps, atol=1e-3, rtol=1e-3)
 
@@ -77,7 +77,7 @@ def engines_with_bf16() -> list[str]:
 def test_bf16_engines_end_in_float32(engine: str, pose_package: Path, cache: Path, reference: torch.Tensor) -> None:
     package = load_package(str(pose_package))
     with single_thread():
-        heatmaps = create_pose_engine(package, runtime(engine, "bf16"), cache)(CROPS)
+        heatmaps = torch.as_tensor(create_pose_engine(package, runtime(engine, "bf16"), cache)(CROPS))
     assert heatmaps.dtype == torch.float32
     fine = heatmaps.contiguous().view(torch.int32) & 0xFFFF  # what bf16 has no room for
     assert (fine != 0).float().mean() > 0.9
@@ -102,7 +102,7 @@ def test_sizes_that_are_compiled_on_their_own_give_the_same(
     run = create_pose_engine(load_package(str(pose_package)), fixed, cache)
     for size in (1, 2, 3, 4, 5):
         for way in (run, on_one_core(run)):
-            torch.testing.assert_close(way(CROPS[:size]), reference[:size], atol=1e-3, rtol=1e-3)
+            torch.testing.assert_close(torch.as_tensor(way(CROPS[:size])), reference[:size], atol=1e-3, rtol=1e-3)
 
 
 def test_cores_that_run_side_by_side_give_the_same(pose_package: Path, cache: Path, reference: torch.Tensor) -> None:
@@ -111,7 +111,7 @@ def test_cores_that_run_side_by_side_give_the_same(pose_package: Path, cache: Pa
         places = [i % 4 for i in range(24)]
         found = list(pool.map(lambda i: (on_one_core(run) if i else run)(CROPS[i : i + 1 + i % 2]), places))
     for i, heatmaps in zip(places, found, strict=True):
-        torch.testing.assert_close(heatmaps, reference[i : i + 1 + i % 2], atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(torch.as_tensor(heatmaps), reference[i : i + 1 + i % 2], atol=1e-3, rtol=1e-3)
 
 
 def test_a_damaged_cache_and_one_that_cannot_be_written_do_no_harm(
@@ -133,13 +133,13 @@ def test_a_damaged_cache_and_one_that_cannot_be_written_do_no_harm(
         (damaged / kept.name).write_text("no network")
     (tmp_path / "file").touch()
     for folder, warning in ((damaged, "cannot be read"), (tmp_path / "file" / "cache", "is not kept")):
-        heatmaps = create_pose_engine(package, runtime("openvino", "f32"), folder)(CROPS)
+        heatmaps = torch.as_tensor(create_pose_engine(package, runtime("openvino", "f32"), folder)(CROPS))
         assert warning in caplog.text
         torch.testing.assert_close(heatmaps, reference, atol=1e-3, rtol=1e-3)
 
 
 def test_auto_takes_openvino_on_a_machine_without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("app.engines.choice.has_cuda", lambda: False)
     chosen = choose_runtime(Settings())
     assert (chosen.engine, chosen.device) == ("openvino", "cpu")
     assert chosen.precision == ("bf16" if has_bf16() else "f32")
@@ -147,7 +147,7 @@ def test_auto_takes_openvino_on_a_machine_without_gpu(monkeypatch: pytest.Monkey
 
 
 def test_auto_takes_torch_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("app.engines.choice.has_cuda", lambda: True)
     assert choose_runtime(Settings(threads=3)) == Runtime("torch", "cuda", "f16", 3)
     assert choose_runtime(Settings(precision="bf16")).precision == "bf16"
     assert choose_runtime(Settings(engine="openvino")).device == "cpu"
@@ -164,7 +164,7 @@ def test_auto_takes_torch_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_asked_for_and_missing_is_an_error(
     settings: Settings, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("app.engines.choice.has_cuda", lambda: False)
     monkeypatch.setattr("app.engines.choice.has_bf16", lambda: False)
     with pytest.raises(SettingsError, match=message):
         choose_runtime(settings)

@@ -53,7 +53,7 @@ def test_an_onnx_file_gives_the_networks_heatmaps_for_any_batch(
     folder: Path, package: Package, reference: TorchEngine, count: int
 ) -> None:
     crops = real_crops(package).pixels[:count]
-    heatmaps = open_onnx(folder / "random_w16.onnx")(crops)
+    heatmaps = torch.from_numpy(open_onnx(folder / "random_w16.onnx")(crops))
     torch.testing.assert_close(heatmaps, reference(crops), atol=1e-3, rtol=1e-3)
 
 

@@ -107,7 +107,7 @@ def test_a_graph_with_ranges_computes_in_int8_what_the_network_computes(
     example = torch.from_numpy(CROPS[:2])
     for _ in range(2):  # converted, then taken from the cache
         engine = OpenVINOEngine(lambda: network, example.numpy(), "small", "int8", 1, tmp_path, EXACT, ranges)
-        heatmaps = engine(CROPS)
+        heatmaps = torch.from_numpy(engine(CROPS))
         error = (heatmaps - reference).abs().mean() / reference.std()
         assert 1e-4 < error < 0.05
     compiled = openvino.Core().read_model(next(tmp_path.glob("*.xml")))
@@ -193,7 +193,7 @@ def test_int8_without_ranges_is_an_error_that_names_the_command(pose_package: Pa
 
 
 def test_int8_runs_on_the_cpu_even_beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("app.engines.choice.has_cuda", lambda: True)
     monkeypatch.setattr("app.engines.choice.has_bf16", lambda: False)
     chosen = choose_runtime(Settings(precision="int8", threads=2))
     assert chosen == Runtime("openvino", "cpu", "int8", 2, (1, 2))

@@ -30,7 +30,7 @@ class FixedDetector:
 
     name = "fixed"
 
-    def detect(self, pictures: list[Picture]) -> list[tuple[np.ndarray, np.ndarray]]:
+    def detect(self, pictures: list[Picture], alone: bool = True) -> list[tuple[np.ndarray, np.ndarray]]:  # noqa: ARG002
         boxes = np.array([[0, 0, 50, 100], [60, 0, 110, 100], [120, 0, 170, 100]], np.float32)
         return [(boxes, np.array([0.9, 0.6, 0.1], np.float32)) for _ in pictures]
 

@@ -1,12 +1,14 @@
 """The codec: what is encoded is decoded to the same place, for any sub-pixel position, in any batch."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.codec import HeatmapCodec, default_sigma, merge_flip
+from model.codec import Activation, HeatmapCodec, default_sigma, merge_flip
 from model.skeletons import COCO
 
 SIZES = [(256, 192), (256, 256), (128, 96), (384, 288)]
@@ -149,3 +151,24 @@ def test_calibrated_scores_never_fall_where_raw_ones_rise(scores: list[float]) -
 def test_a_calibration_that_is_no_rising_table_is_refused(table: tuple[tuple[float, ...], ...]) -> None:
     with pytest.raises(ValueError, match="calibration must hold"):
         HeatmapCodec((64, 48), 1.0, calibration=table)
+
+
+@pytest.mark.parametrize("activation", ["identity", "softmax"])
+def test_arrays_and_tensors_decode_alike(activation: Activation) -> None:
+    table = ((0.0, 0.3, 0.5, 1.0), (0.1, 0.2, 0.9, 1.0), (0.0, 0.0, 0.0, 0.0))
+    codec = HeatmapCodec((128, 96), 1.5, activation, table)
+    raw = torch.randn(4, 3, 32, 24, generator=torch.Generator().manual_seed(0))
+    raw[0] = 0  # no joint at all
+    swaps = np.array([1, 0, 2])
+
+    def run(maps: Any) -> tuple[Any, Any]:
+        maps = codec.activate(maps)
+        return codec.decode(merge_flip(maps[:3], maps[1:], swaps))
+
+    arrays, tensors = run(raw.numpy()), run(raw)
+    for array, tensor in zip(arrays, tensors, strict=True):
+        assert isinstance(array, np.ndarray)
+        assert array.dtype == np.float32
+        np.testing.assert_allclose(array, tensor.numpy(), atol=2e-3)
+    nobody = codec.decode(raw.numpy()[:0])
+    assert [part.shape for part in nobody] == [(0, 3, 2), (0, 3)]

@@ -258,3 +258,29 @@ def test_ultralytics_imported_too_early_is_reported(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "ultralytics.utils", SimpleNamespace(ONLINE=False, AUTOINSTALL=True))
     with pytest.raises(RuntimeError, match="call that first"):
         keep_ultralytics_offline()
+
+
+@pytest.mark.parametrize("end_to_end", [False, True])
+def test_people_are_chosen_as_ultralytics_does(end_to_end: bool) -> None:
+    from ultralytics.utils.nms import non_max_suppression
+
+    random = np.random.default_rng(3)
+    centres, sides = random.uniform(0, SIZE, (400, 2)), random.uniform(5, 60, (400, 2))
+    if end_to_end:
+        corners = np.concatenate([centres - sides / 2, centres + sides / 2], 1)
+        output = np.concatenate([corners, random.random((400, 1)), random.integers(0, 3, (400, 1))], 1)[None]
+    else:
+        output = np.concatenate([centres, sides, random.random((400, 3)) ** 4], 1).T[None]
+    output = output.astype(np.float32)
+    names = {0: "cat", 1: "person", 2: "dog"}
+    detector = PersonDetector(
+        torch.nn.Identity(), SIZE, score=0.2, iou=0.5, limit=400, names=names, end_to_end=end_to_end
+    )
+    [(boxes, scores)] = detector.boxes(output, [Letterbox(SIZE, SIZE, 1.0, 1.0, 0, 0)])
+    [expected] = non_max_suppression(
+        torch.from_numpy(output), 0.2, 0.5, classes=[1], max_det=400, end2end=end_to_end, max_time_img=60
+    )
+    expected = expected[expected[:, 4].argsort(descending=True)].numpy()
+    assert len(boxes) == len(expected) > 10
+    np.testing.assert_allclose(scores, expected[:, 4], atol=1e-6)
+    np.testing.assert_allclose(boxes, expected[:, :4].clip(0, SIZE), atol=1e-3)
