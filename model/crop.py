@@ -6,6 +6,7 @@ width spans `width - 1` steps between pixel centres, so that mirroring a crop is
 Sizes are `(height, width)`, as the field writes them ("256x192"). Affines are (2, 3) float64, `[x', y'] = A [x, y, 1]`.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -43,17 +44,19 @@ class Region:
     def affine(self, size: tuple[int, int]) -> np.ndarray:
         """(2, 3) float64: picture -> crop of `size` (height, width)."""
         height, width = size
-        scale = np.array([(width - 1) / self.extent[0], (height - 1) / self.extent[1]])
-        cos, sin = np.cos(self.rotation), np.sin(self.rotation)
-        linear = scale[:, None] * np.array([[cos, -sin], [sin, cos]])
-        offset = np.array([(width - 1) / 2, (height - 1) / 2]) - linear @ self.center
-        return np.concatenate([linear, offset[:, None]], 1)
+        (x, y), (w, h) = self.center.tolist(), self.extent.tolist()
+        along, down = (width - 1) / w, (height - 1) / h
+        cos, sin = math.cos(self.rotation), math.sin(self.rotation)
+        a, b, d, e = along * cos, -along * sin, down * sin, down * cos
+        return np.array([[a, b, (width - 1) / 2 - a * x - b * y], [d, e, (height - 1) / 2 - d * x - e * y]])
 
 
 def invert(affine: np.ndarray) -> np.ndarray:
     """(2, 3) float64: the exact inverse of an affine."""
-    linear = np.linalg.inv(affine[:, :2])
-    return np.concatenate([linear, -(linear @ affine[:, 2:])], 1)
+    (a, b, c), (d, e, f) = affine.tolist()
+    det = a * e - b * d
+    inverse: np.ndarray = np.array([[e, -b, b * f - c * e], [-d, a, c * d - a * f]]) / det
+    return inverse
 
 
 def compose(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
@@ -92,21 +95,30 @@ class View:
     @classmethod
     def of(cls, shape: tuple[int, ...], affine: np.ndarray, size: tuple[int, int]) -> Self:
         """What a crop of `size` (height, width) sees of a picture of `shape` (H, W, ...); `affine`: picture -> crop."""
+        # plain numbers: numpy's own cost, a dozen calls for a handful of them, was most of what a crop took
         height, width = size
-        corners = transform(
-            np.array([[0, 0], [width - 1, 0], [0, height - 1], [width - 1, height - 1]], np.float64), invert(affine)
-        )
-        limits = np.array([shape[1], shape[0]])
-        low = np.clip(np.floor(corners.min(0)).astype(int) - 2, 0, limits - 1)
-        high = np.clip(np.ceil(corners.max(0)).astype(int) + 3, low + 1, limits)
-        full = averaged = high - low
-        shrink = 1 / np.sqrt(abs(np.linalg.det(affine[:, :2])))
-        if shrink > 2:
-            averaged = np.maximum(1, np.round(full * 1.5 / shrink).astype(int))
-        ratio = full / averaged  # pixel edges coincide, so centres move by half the ratio
-        shift = low + (ratio - 1) / 2
-        to_picture = np.array([[ratio[0], 0.0, shift[0]], [0.0, ratio[1], shift[1]]])
-        return cls(low, high, averaged, compose(affine, to_picture))
+        inverse, linear = invert(affine).tolist(), affine.tolist()
+        shrink = 1 / math.sqrt(abs(linear[0][0] * linear[1][1] - linear[0][1] * linear[1][0]))
+        axes = [_see(inverse[0], width, height, shape[1], shrink), _see(inverse[1], width, height, shape[0], shrink)]
+        low, high, averaged, ratio, shift = zip(*axes, strict=True)
+        within = [[p * ratio[0], q * ratio[1], p * shift[0] + q * shift[1] + offset] for p, q, offset in linear]
+        return cls(np.array(low), np.array(high), np.array(averaged), np.array(within))
+
+
+def _see(
+    row: Sequence[float], width: int, height: int, limit: int, shrink: float
+) -> tuple[int, int, int, float, float]:
+    """One axis of a view: its first pixel, the one past its last, its pixels after averaging, and the map from averaged
+    pixels to the picture's, `ratio * x + shift`. The axis is `p x + q y + offset` (`row`) of the crop's pixels."""
+    p, q, offset = row
+    ends = p * (width - 1), q * (height - 1)
+    low = min(max(math.floor(offset + sum(min(0.0, end) for end in ends)) - 2, 0), limit - 1)
+    high = min(max(math.ceil(offset + sum(max(0.0, end) for end in ends)) + 3, low + 1), limit)
+    full = averaged = high - low
+    if shrink > 2:
+        averaged = max(1, round(full * 1.5 / shrink))
+    ratio = full / averaged  # pixel edges coincide, so centres move by half the ratio
+    return low, high, averaged, ratio, low + (ratio - 1) / 2
 
 
 def cut(picture: np.ndarray, affine: np.ndarray, size: tuple[int, int]) -> np.ndarray:

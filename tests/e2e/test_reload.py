@@ -74,7 +74,7 @@ def version(server: Running) -> str:
 
 
 def pose_threads() -> int:
-    return [thread.name for thread in threading.enumerate()].count("pose")
+    return sum(thread.name.startswith("pose-") for thread in threading.enumerate())
 
 
 def damage(folder: Path, change: Callable[[dict[str, Any]], object] | None = None, **card: object) -> None:
