@@ -15,7 +15,7 @@ serve: .venv/.serve ## start the service on port 8000 (POSE_PORT changes it)
 	@exec $(BIN)/pose serve
 
 test: .venv/.develop ## run the tests; ARGS goes to pytest. Training has a process of its own: it takes signals and threads
-	$(BIN)/python -m pytest $(ARGS) tests/app tests/benchmarks tests/e2e tests/model
+	$(BIN)/python -m pytest $(ARGS) tests/app tests/benchmarks tests/docker/test_files.py tests/e2e tests/model
 	$(BIN)/python -m pytest $(ARGS) tests/training
 
 test-docker: .venv/.develop ## build the image, start the stack and test it; needs Docker with compose
