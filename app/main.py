@@ -5,6 +5,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -124,6 +125,7 @@ def serve(settings: Settings) -> int:
     )
     server = Server(config, service)
     _handle_hangup(server, reloader)  # before loading: a package may be replaced meanwhile
+    signal.signal(signal.SIGTERM, _stop)  # until the server heeds it: a container's first process ignores it else
     service.open(load(settings))
     server.run()
     if reloader.loading:  # a thread cannot be interrupted, and nobody waits for it any more
@@ -131,6 +133,10 @@ def serve(settings: Settings) -> int:
             process.terminate()
         os._exit(0)
     return 0
+
+
+def _stop(sig: int, _: FrameType | None) -> None:
+    sys.exit(128 + sig)
 
 
 def _handle_hangup(server: Server, reloader: Reloader) -> None:

@@ -13,13 +13,15 @@ Inference in bf16 keeps the network's output in float32 (the CPU plug-in never l
 reads sub-pixel places from it. Parts that need more can be kept in float32 as well.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import logging
 import os
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -89,33 +91,34 @@ class OpenVINOEngine:
     ) -> None:
         self.threads = threads
         core = openvino.Core()
-        model = convert_cached(core, make, example, key, cache)
-        if precision == "int8":
-            assert ranges is not None
-            insert_ranges(model, ranges)
-        elif precision == "bf16" and exact is not None:
-            keep_float32(core, model, exact)
-        options = {
-            "INFERENCE_PRECISION_HINT": "f32" if precision == "int8" else precision,
-            "INFERENCE_NUM_THREADS": threads,
-            "ENABLE_CPU_PINNING": False,  # two networks would want the same cores
-        }
-        if cache.is_dir() and os.access(cache, os.W_OK):
-            options["CACHE_DIR"] = str(cache)
+        with _locked(cache):
+            model = convert_cached(core, make, example, key, cache)
+            if precision == "int8":
+                assert ranges is not None
+                insert_ranges(model, ranges)
+            elif precision == "bf16" and exact is not None:
+                keep_float32(core, model, exact)
+            options = {
+                "INFERENCE_PRECISION_HINT": "f32" if precision == "int8" else precision,
+                "INFERENCE_NUM_THREADS": threads,
+                "ENABLE_CPU_PINNING": False,  # two networks would want the same cores
+            }
+            if cache.is_dir() and os.access(cache, os.W_OK):
+                options["CACHE_DIR"] = str(cache)
 
-        def prepare(size: int, streams: int) -> list[openvino.InferRequest]:
-            shaped = model if size == ANY else model.clone()
-            if size != ANY:
-                shaped.reshape({0: openvino.PartialShape([size, *example.shape[1:]])})
-            compiled = core.compile_model(shaped, "CPU", options | {"NUM_STREAMS": streams})
-            return [compiled.create_infer_request() for _ in range(streams + 1)]
+            def prepare(size: int, streams: int) -> list[openvino.InferRequest]:
+                shaped = model if size == ANY else model.clone()
+                if size != ANY:
+                    shaped.reshape({0: openvino.PartialShape([size, *example.shape[1:]])})
+                compiled = core.compile_model(shaped, "CPU", options | {"NUM_STREAMS": streams})
+                return [compiled.create_infer_request() for _ in range(streams + 1)]
 
-        largest_first = sorted(sizes, reverse=True)
-        kinds = [(size, threads) for size in largest_first]
-        if threads > 1 or not sizes:
-            kinds.append((1 if sizes else ANY, 1))
-        with ThreadPoolExecutor(len(kinds)) as pool:
-            requests = list(pool.map(lambda kind: prepare(*kind), kinds))
+            largest_first = sorted(sizes, reverse=True)
+            kinds = [(size, threads) for size in largest_first]
+            if threads > 1 or not sizes:
+                kinds.append((1 if sizes else ANY, 1))
+            with ThreadPoolExecutor(len(kinds)) as pool:
+                requests = list(pool.map(lambda kind: prepare(*kind), kinds))
         self.sizes = largest_first
         self._lanes: SimpleQueue[dict[int, openvino.InferRequest]] = SimpleQueue()
         for lane in range(threads + 1 if sizes else 0):
@@ -206,6 +209,21 @@ def convert(network: "nn.Module", example: "np.ndarray | Tensor") -> openvino.Mo
         model = openvino.convert_model(traced, example_input=example)
     model.reshape({0: openvino.PartialShape([-1, *example.shape[1:]])})
     return model
+
+
+@contextlib.contextmanager
+def _locked(cache: Path) -> Iterator[None]:
+    """The cache for this process alone: OpenVINO writes compiled networks in place, under the eyes of whoever reads
+    them. A cache that cannot be written is read without."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file = (cache / ".lock").open("a")
+    except OSError:
+        yield
+        return
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _save(model: openvino.Model, path: Path) -> None:
