@@ -69,7 +69,7 @@ class _Entry(Generic[Item, Result]):
 
 
 class Turns:
-    """Places to run in, handed out in the order in which they are asked for: one for each core that runs by itself.
+    """Places to run in, handed out in the order in which they are asked for.
 
     A thread comes again only after its run, behind whoever has waited meanwhile. So the detector and the pose network
     alternate under load, and a new picture waits for one pose run before its people are found, however many crops wait.
