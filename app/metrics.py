@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 
 SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 STAGES = ("decode", "queue", "detect", "crop", "pose", "keypoints", "encode")
-DROPS = ("place", "decode", "detect", "crop", "pose", "keypoints", "encode")
+DROPS = ("place", "decode", "detect", "crop", "pose", "encode")
 DROP_REASONS = ("deadline_passed", "client_closed")
 RELOADS = ("ok", "unchanged", "refused")
 # what alerts count begins at 0: Prometheus sees no increase in a counter that begins with its first event

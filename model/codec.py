@@ -126,7 +126,7 @@ class HeatmapCodec:
         heatmaps = xp.asarray(heatmaps, dtype=xp.float32)
         people, joints, rows, columns = heatmaps.shape
         if people == 0:
-            return heatmaps.reshape(0, joints, 0)[..., :2].reshape(0, joints, 2), heatmaps.reshape(0, joints)
+            return heatmaps.reshape(0, joints, 2), heatmaps.reshape(0, joints)
         smooth = self._smooth(heatmaps).reshape(people, joints, -1)
         place = xp.argmax(smooth, -1)  # (N, K)
         x, y = place % columns, place // columns

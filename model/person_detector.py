@@ -123,12 +123,10 @@ class PersonDetector:
         end_to_end: bool | None = None,
     ) -> None:
         self.device = device
-        if names is None or end_to_end is None:
-            made = network if hasattr(network, "state_dict") else network()
-            names = dict(getattr(made, "names", {0: "person"})) if names is None else names
-            end_to_end = bool(getattr(made, "end2end", False)) if end_to_end is None else end_to_end
-            network = made
-        self._network, self.end_to_end = network, end_to_end
+        self._network = network
+        if names is None:
+            names = dict(getattr(self.network, "names", {0: "person"}))
+        self.end_to_end = bool(getattr(self.network, "end2end", False)) if end_to_end is None else end_to_end
         self.size, self.score, self.iou, self.batch, self.limit = size, score, iou, batch, limit
         self.card = card or {}
         self.person = next((index for index, name in names.items() if name.lower() == "person"), -1)

@@ -33,7 +33,6 @@ logger = logging.getLogger(__name__)
 # float32 they cost next to nothing. What is left comes from the layers before; POSE_PRECISION=f32 removes it.
 EXACT = re.compile(r"network\.(head|pyramid|stages\.2\.\d\.(branches\.0|exchange))\b")
 
-
 # Most items of a run on one core. Measured per item on two cores, pose network: 16.8 ms alone, 15.3 in twos, 15.1 in
 # fours, 14.5 in eights; every size costs a copy of the weights.
 NARROW = 2

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 ABSENT = ("torch", "torchvision", "ultralytics", "scipy", "matplotlib", "yaml", "pycocotools", "httpx")
@@ -25,19 +24,13 @@ def run(*arguments: str, cache: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def bus() -> str:
-    spec = find_spec("ultralytics")
-    assert spec is not None
-    assert spec.origin is not None
-    return str(Path(spec.origin).parent / "assets" / "bus.jpg")
-
-
-def test_converted_networks_serve(converted: Path, tmp_path: Path) -> None:
+def test_converted_networks_serve(converted: Path, tmp_path: Path, pictures: dict[str, bytes]) -> None:
+    (tmp_path / "bus.jpg").write_bytes(pictures["bus"])
     environment = {**os.environ, "POSE_CACHE": str(converted), "POSE_DEVICE": "cpu"}
     subprocess.run([sys.executable, "-m", "pose", "prepare"], env=environment, check=True, timeout=200)
-    done = run("predict", bus(), "-o", str(tmp_path), cache=converted)
+    done = run("predict", str(tmp_path / "bus.jpg"), "-o", str(tmp_path / "out"), cache=converted)
     assert done.returncode == 0, done.stderr
-    persons = json.loads((tmp_path / "bus.json").read_text())["persons"]
+    persons = json.loads((tmp_path / "out" / "bus.json").read_text())["persons"]
     assert len(persons) >= 3
     assert all(len(person["keypoints"]) == 17 for person in persons)
 
