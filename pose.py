@@ -164,7 +164,12 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--minutes", type=float, help="stop, with the schedule complete, after this time")
     sub.add_argument("--size", type=int, help="input size in pixels")
     sub.add_argument("--threads", type=int, help="CPU threads")
+    sub.add_argument("--init", type=Path, metavar="PACKAGE", help="folder of a detector package to start from")
     sub.add_argument("--publish", action="store_true", help="only turn the run's weights into the bundled package")
+    sub.add_argument(
+        "--pose", default="sdhrnet_w32_coco", metavar="PACKAGE",
+        help="--publish: with this pose package the least score of a box is chosen, end to end (default: %(default)s)",
+    )  # fmt: skip
 
     sub = command("info", info, "show packages, settings and device", "pose info")
     sub.add_argument("--json", action="store_true")
@@ -243,6 +248,7 @@ def validate(options: argparse.Namespace) -> int:
     if options.detector:
         detector = load_detector(options.detector)
         score = settings.box_score if score is None else score
+        score = detector.least_score if score is None else score
     request = Request(
         options.sets, options.annotations, options.images, detector, score or 0.0, not options.no_flip_test,
         options.gallery, options.reliability,
@@ -313,16 +319,20 @@ def export(options: argparse.Namespace) -> int:
 
 def train_detector(options: argparse.Namespace) -> int:
     """`pose train-detector`."""
-    from model.package import BUNDLED
+    from model.package import BUNDLED, load_package
     from training.config import data_folder, runs_folder
     from training.detector import DetectorConfig, publish_detector
     from training.detector import train_detector as run
 
     folder = options.folder or runs_folder() / "detector"
     if options.publish:
-        print(f"published {publish_detector(folder, BUNDLED / 'person_yolo26n', data=data_folder())}")
+        pose = load_package(options.pose)
+        print(f"published {publish_detector(folder, BUNDLED / 'person_yolo26n', pose, data=data_folder())}")
         return 0
-    given = {"minutes": options.minutes, "image_size": options.size, "threads": options.threads}
+    given = {
+        **{"minutes": options.minutes, "image_size": options.size},
+        **{"threads": options.threads, "init": options.init},
+    }
     chosen = {name: value for name, value in given.items() if value is not None}
     resume = (folder / "weights" / "last.pt").is_file()
     run(DetectorConfig(data=data_folder(), run=folder, resume=resume, **chosen))

@@ -32,6 +32,11 @@ class Detector(Protocol):
         """For `/model` and logs."""
         ...
 
+    @property
+    def least_score(self) -> float:
+        """Boxes that score less are likely no people; where neither settings nor request say otherwise."""
+        ...
+
     def detect(self, pictures: list[Picture], alone: bool = True) -> list[tuple[Boxes, Scores]]:
         """One (boxes (N, 4) float32 xyxy, picture pixels; scores (N,) float32 in 0..1) per (H, W, 3) uint8 RGB
         picture, highest score first.
@@ -48,6 +53,7 @@ class WholePicture:
     """Takes every picture for one person, as a caller does who sends pictures cut to people."""
 
     name: str = "none"
+    least_score: float = 0.0
 
     def detect(self, pictures: list[Picture], alone: bool = True) -> list[tuple[Boxes, Scores]]:  # noqa: ARG002
         """One box, the whole picture, with score 1."""
@@ -61,6 +67,11 @@ class NetworkDetector:
     name: str
     steps: PersonDetector
     forward: Engine
+
+    @property
+    def least_score(self) -> float:
+        """See `Detector`."""
+        return self.steps.least_score
 
     def detect(self, pictures: list[Picture], alone: bool = True) -> list[tuple[Boxes, Scores]]:
         """See `Detector`."""

@@ -122,7 +122,9 @@ class Pipeline:
         for name, count in (("max_persons", options.max_persons or 0), ("boxes", len(options.boxes or ()))):
             if count > most:
                 raise RequestError(422, "bad_option", f"{name}: {count} persons, the limit is {most}")
-        defaults = {"max_persons": most} | self.settings.model_dump(include={"box_score", "keypoint_score"})
+        settings = self.settings
+        least = self.detector.least_score if settings.box_score is None else settings.box_score
+        defaults = {"max_persons": most, "box_score": least, "keypoint_score": settings.keypoint_score}
         return options.model_copy(update={k: v for k, v in defaults.items() if getattr(options, k) is None})
 
     def given_boxes(self, picture: Picture, options: Options) -> tuple[Boxes, Scores] | None:

@@ -95,8 +95,11 @@ class Settings(BaseSettings):
     max_persons: int = Field(
         default=50, ge=1, le=1000, description="Most persons of one picture: default and upper bound of the option."
     )
-    box_score: float = Field(
-        default=0.3, ge=0, le=1, description="Default of the option: least score of a detected box."
+    box_score: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Default of the option: least score of a detected box. Unset: its card's, or 0.3.",
     )
     keypoint_score: float = Field(
         default=0.2,

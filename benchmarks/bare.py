@@ -55,16 +55,13 @@ class Bare:
         self._forward, self._engine = Timed(detector.forward), Timed(self.pipeline.engine)
         self.pipeline.detector = replace(detector, forward=self._forward)
         self.pipeline.engine = cast(Engine, self._engine)
-        self.options = Options(
-            box_score=self.settings.box_score, keypoint_score=self.settings.keypoint_score,
-            max_persons=self.settings.max_persons,
-        )  # fmt: skip
+        self.options = self.pipeline.complete(Options())
         self._seconds: dict[str, list[tuple[float, float]]] = {}
 
     def count(self, picture: Picture) -> int:
         """How many people the service finds in a picture (H, W, 3) uint8 RGB."""
-        [(_, scores)] = self.pipeline.detect([picture])
-        return int((scores >= self.settings.box_score).sum())
+        [found] = self.pipeline.detect([picture])
+        return len(self.pipeline.select(found, self.options)[0])
 
     def measure(self, path: Path) -> None:
         """Time detector and pose network on a picture's file, alone and in full batches; figures add up over rounds."""
@@ -79,9 +76,8 @@ class Bare:
         """Time the steps of one picture that use no network."""
         data, pipeline = path.read_bytes(), self.pipeline
         picture = decode(data, self.settings.max_pixels)
-        [(boxes, scores)] = pipeline.detect([picture])
-        keep = scores >= self.settings.box_score
-        boxes, scores = boxes[keep], scores[keep]
+        [found] = pipeline.detect([picture])
+        boxes, scores = pipeline.select(found, self.options)
         crops, affines = pipeline.cut(picture, boxes, self.options)
         joints = pipeline.pose(crops)
         result = pipeline.assemble(picture, boxes, scores, joints, affines, self.options)

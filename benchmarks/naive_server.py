@@ -38,6 +38,7 @@ class Models:
         self.settings, self.package = settings, load_package(settings.model)
         packed = PersonDetector.from_package(BUNDLED / bundled_packages(pose=False)[0])
         self.size = packed.size
+        self.least_score = packed.least_score if settings.box_score is None else settings.box_score
         packed.network.args = {"imgsz": packed.size, "task": "detect"}  # type: ignore[assignment]
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = Path(folder) / "person.pt"
@@ -52,7 +53,7 @@ class Models:
     def detect(self, picture: np.ndarray) -> list[tuple[list[float], float]]:
         """Boxes xyxy in picture pixels and scores, for a picture (H, W, 3) uint8 BGR."""
         [result] = self.detector.predict(
-            picture, imgsz=self.size, conf=self.settings.box_score, max_det=self.settings.max_persons, classes=[0],
+            picture, imgsz=self.size, conf=self.least_score, max_det=self.settings.max_persons, classes=[0],
             device="cpu", verbose=False,
         )  # fmt: skip
         return list(zip(result.boxes.xyxy.tolist(), result.boxes.conf.tolist(), strict=True))

@@ -18,11 +18,7 @@ class Steps:
         self.pipeline = Pipeline.load(self.settings)
         card = self.pipeline.package.card
         self.model = ModelName(name=card.name, version=card.version)
-        self.options = Options(
-            box_score=self.settings.box_score,
-            keypoint_score=self.settings.keypoint_score,
-            max_persons=self.settings.max_persons,
-        )
+        self.options = self.pipeline.complete(Options())
 
     def decode(self, data: bytes) -> Picture:
         """A JPEG file as (H, W, 3) uint8 RGB; from any thread."""
@@ -31,10 +27,7 @@ class Steps:
     def answer(self, pictures: list[Picture]) -> list[bytes]:
         """The service's JSON for each picture; the pose network runs on the people of all of them together."""
         pipeline, most = self.pipeline, self.settings.max_batch
-        found = []
-        for boxes, scores in pipeline.detect(pictures):
-            keep = scores >= self.settings.box_score
-            found.append((boxes[keep][: self.settings.max_persons], scores[keep][: self.settings.max_persons]))
+        found = [pipeline.select(one, self.options) for one in pipeline.detect(pictures)]
         cuts = [pipeline.cut(picture, boxes, self.options) for picture, (boxes, _) in zip(pictures, found, strict=True)]
         crops = [crop for own, _ in cuts for crop in own]
         joints = [joint for i in range(0, len(crops), most) for joint in pipeline.pose(crops[i : i + most])]

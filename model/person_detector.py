@@ -145,6 +145,11 @@ class PersonDetector:
         return made
 
     @property
+    def least_score(self) -> float:
+        """What the card says of the score from which a box is worth serving; 0.3 where it says nothing."""
+        return float(self.card.get("score_threshold", 0.3))
+
+    @property
     def example(self) -> Image:
         """(2, S, S, 3) uint8 zeros, as `letterbox` gives squares."""
         return np.zeros((2, self.size, self.size, 3), np.uint8)

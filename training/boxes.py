@@ -39,6 +39,12 @@ class Boxes:
     def __len__(self) -> int:
         return len(self.pictures)
 
+    def __getitem__(self, kept: np.ndarray) -> "Boxes":
+        """Those that the mask or the indices `kept` choose."""
+        indices = np.arange(len(self))[kept]
+        pictures = [self.pictures[i] for i in indices]
+        return Boxes(self.source, pictures, self.images[indices], self.boxes[indices], self.scores[indices])
+
     @classmethod
     def of_people(cls, people: Sequence[Person]) -> "Boxes":
         """The labelled boxes, all with score 1."""

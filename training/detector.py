@@ -9,20 +9,26 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pydantic
 
 from model.offline import keep_ultralytics_offline
-from model.package import replace_folder
+from model.package import Package, replace_folder
 from model.person_detector import CARD, NETWORK, WEIGHTS, PersonDetector
+from training import box_scores
 from training.detector_data import write_yolo_folder
 from training.detector_evaluation import PROTOCOL, VALIDATION, evaluate_detector
 from training.provenance import git_commit
+from training.validation import VALIDATION_SETS
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["DetectorConfig", "evaluate_detector", "publish_detector", "train_detector", "write_detector_package"]
 
@@ -54,6 +60,7 @@ class DetectorConfig(pydantic.BaseModel):
     data: pydantic.DirectoryPath = pydantic.Field(default_factory=_data_root, validate_default=True)
     run: Path = Path("runs/detector")
     network: str = "yolo26n.yaml"  # an ultralytics network description; never pretrained weights
+    init: pydantic.DirectoryPath | None = None  # a package of that network to start from; None: random weights
     image_size: int = pydantic.Field(default=320, ge=64, multiple_of=32)
     epochs: int = pydantic.Field(default=40, ge=1)
     minutes: float | None = pydantic.Field(default=None, gt=0)
@@ -111,19 +118,41 @@ def train_detector(config: DetectorConfig) -> Path:
         **{"amp": False if config.device == "cpu" else "bf16", "device": config.device, "seed": config.seed},
         **{"deterministic": False, "plots": False, "val": True, "exist_ok": True, "save_dir": str(run)},
     }
-    ProgressTrainer(overrides, Plan(config.epochs, config.minutes, config.threads), report).train()
+    start = None if config.init is None else starting_weights(config.init)
+    ProgressTrainer(overrides, Plan(config.epochs, config.minutes, config.threads), report, start).train()
     logger.info("finished: %s", last)
     return run
 
 
+def starting_weights(package: Path) -> "dict[str, torch.Tensor]":
+    """A detector package's weights for another training of its network.
+
+    The one-to-one head, which a package of the other head leaves out, starts as that one's copy.
+
+    Raises:
+        PackageError: it is none.
+    """
+    from safetensors.torch import load_file
+
+    PersonDetector.from_package(package)
+    state = {key: value.float() for key, value in load_file(package / WEIGHTS).items()}
+    copies = {_one_to_one(key): value.clone() for key, value in state.items()}
+    return copies | state
+
+
 def publish_detector(
-    run: Path, folder: Path, name: str = "person_yolo26n", version: str = "1.0.0", data: Path | None = None
+    run: Path, folder: Path, pose: Package, name: str = "person_yolo26n", data: Path | None = None
 ) -> Path:
     """Write the weight package of a run to `folder`, replacing what lies there, and return it.
 
-    `data` is the data root for the evaluation; that of the training where None.
+    Both heads of an end-to-end network are evaluated; the better one is published, and the card says which. The least
+    score of a box is chosen by the AP that the pose package `pose` reaches with it, end to end.
 
-    Both heads of an end-to-end network are evaluated; the better one is published, and the card says which.
+    Args:
+        data: root of the data for the evaluation; that of the training where None.
+
+    Raises:
+        ConfigError: the validation set is not there.
     """
     keep_ultralytics_offline()
     from ultralytics import __version__
@@ -137,22 +166,31 @@ def publish_detector(
         copy.model[-1].end2end = end_to_end
         figures[head] = evaluate_detector(PersonDetector(copy, config.image_size, score=0.001), data or config.data)
     best = max(figures, key=lambda head: figures[head]["AP"])
+    copy = _copy(network)
+    copy.model[-1].end2end = best == "one-to-one"
+    served = PersonDetector(copy, config.image_size, score=min(box_scores.CANDIDATES))
+    curve = box_scores.end_to_end(served, pose, VALIDATION_SETS["coco-val"], data or config.data)
     progress = json.loads((run / "progress.json").read_text(encoding="utf-8"))
     card = {
         "name": name,
-        "version": version,
+        "version": f"{datetime.datetime.now(datetime.UTC):%Y.%m.%d}-{progress['samples'] // 1000}k",
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "architecture": config.network,
         "head": best,
         "classes": ["person"],
         "input_size": config.image_size,
-        "score_threshold": round(figures[best]["F1_threshold"], 3),
+        "score_threshold": box_scores.least_score(curve),
         "colour": "RGB, 0..1, letterboxed with grey 114",
         "data": json.loads((run / "data.json").read_text(encoding="utf-8")),
-        "recipe": config.model_dump(mode="json", exclude={"data", "run", "resume"}),
+        "recipe": config.model_dump(mode="json", exclude={"data", "run", "resume", "init"}),
+        "started_from": config.init and json.loads((config.init / CARD).read_text(encoding="utf-8"))["sha256"],
         "samples_seen": progress["samples"],
         "training_seconds": round(progress["seconds"]),
         "evaluation": {"protocol": PROTOCOL, "figures": figures[best], "heads": figures},
+        "end_to_end": {
+            **{"pose": f"{pose.card.name} {pose.card.version}", "data": "coco-val", "flip_test": False},
+            **{"AP_by_score_threshold": {str(least): ap for least, ap in curve.items()}},
+        },
         "git_commit": git_commit(),
         "ultralytics": __version__,
         "licence": "AGPL-3.0 (network description and training code of ultralytics); mind the terms of the pictures",
@@ -202,6 +240,11 @@ def _write_data(config: DetectorConfig, run: Path) -> None:
     content = f"path: {folder}\ntrain: train.txt\nval: val.txt\nnames:\n  0: person\n"
     (folder / "data.yaml").write_text(content, encoding="utf-8")
     (run / "data.json").write_text(json.dumps(counts, indent=2), encoding="utf-8")
+
+
+def _one_to_one(key: str) -> str:
+    """The name in the one-to-one head of what is `key` in the one-to-many head: model.23.cv2... -> one2one_cv2..."""
+    return re.sub(r"^(model\.\d+\.)(cv[23]\.\d+\.\d)", r"\1one2one_\2", key)
 
 
 def _copy(network: Any) -> Any:

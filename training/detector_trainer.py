@@ -59,10 +59,20 @@ class Plan:
 
 
 class ProgressTrainer(DetectionTrainer):  # type: ignore[misc]
-    """DetectionTrainer from random weights that follows a `Plan`; `report(model)` gives figures after each epoch."""
+    """DetectionTrainer that follows a `Plan`; `report(model)` gives figures after each epoch.
 
-    def __init__(self, overrides: dict[str, Any], plan: Plan, report: Callable[[torch.nn.Module], dict[str, float]]):
+    It begins with `start`, all weights of the network by name, or with random ones.
+    """
+
+    def __init__(
+        self,
+        overrides: dict[str, Any],
+        plan: Plan,
+        report: Callable[[torch.nn.Module], dict[str, float]],
+        start: dict[str, torch.Tensor] | None = None,
+    ) -> None:
         super().__init__(overrides=overrides)
+        self.start = start
         self.args.workers = overrides.get("workers", 0)  # ultralytics sets 0 on a CPU whatever it was asked for
         self.plan, self.report = plan, report
         self.state_path = Path(self.save_dir) / "progress.json"
@@ -79,10 +89,12 @@ class ProgressTrainer(DetectionTrainer):  # type: ignore[misc]
         self.add_callback("on_model_save", type(self).on_model_save)
 
     def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> Any:
-        """A network of random weights, or of the checkpoint's when training is resumed."""
+        """A network of random weights, of those to begin with, or of the checkpoint's when training is resumed."""
         model = MixedDetectionModel(cfg, nc=self.data["nc"], ch=self.data["channels"], verbose=verbose)
         if weights:
             model.load(weights)
+        elif self.start is not None:
+            model.load_state_dict(self.start)
         return model.to(memory_format=torch.channels_last)
 
     @property

@@ -121,6 +121,13 @@ def evaluate_boxes(
         ConfigError: the set is not in COCO's format.
     """
     raw = run_boxes(engine, package, boxes, entry.name, flip_test=flip_test)
+    return score_boxes(package, entry, root, boxes, raw, flip_test=flip_test)
+
+
+def score_boxes(
+    package: Package, entry: DataSet, root: Path, boxes: Boxes, raw: Predictions, *, flip_test: bool
+) -> Evaluation:
+    """What `evaluate_boxes` makes of `raw`, found by `run_boxes`."""
     joint_scores = package.codec.calibrate(torch.from_numpy(raw.scores)).numpy()
     scores = boxes.scores * person_scores(joint_scores)
     card = package.card

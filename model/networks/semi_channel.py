@@ -20,14 +20,40 @@ def eca_kernel(channels: int) -> int:
     return size if size % 2 else size + 1
 
 
-class GatedConcat(torch.autograd.Function):
-    """`concat(a * gate[:h], b * gate[h:])` without the intermediate concatenation.
+class PooledHalves(torch.autograd.Function):
+    """Means over the pixels of `a` and `b`, both (N, h, H, W): (N, 2 h).
 
-    `a`, `b`: (N, h, H, W). `gate`: (N, 2 h, 1, 1). Returns (N, 2 h, H, W).
+    Backward, `GatedHalves` has left in `passed` what comes by way of the product, so that the gradients of `a` and `b`
+    are written once, dense, instead of being summed up from several.
     """
 
     @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor, gate: Tensor) -> Tensor:
+    def forward(ctx: Any, a: Tensor, b: Tensor, passed: list[tuple[Tensor, Tensor]]) -> Tensor:
+        ctx.passed, ctx.pixels = passed, a.shape[2] * a.shape[3]
+        return torch.cat([a.mean((2, 3)), b.mean((2, 3))], 1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        grad, gate = ctx.passed.pop()
+        half = grad.shape[1] // 2
+        pooled = (grads[0] / ctx.pixels).to(grad.dtype)[:, :, None, None]
+        parts = []
+        for part in (slice(half), slice(half, None)):
+            shape = grad.shape[0], half, *grad.shape[2:]
+            out = torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)
+            parts.append(torch.addcmul(pooled[:, part], grad[:, part], gate[:, part], out=out))
+        return parts[0], parts[1], None
+
+
+class GatedHalves(torch.autograd.Function):
+    """`concat(a * gate[:h], b * gate[h:])` without the intermediate concatenation.
+
+    `a`, `b`: (N, h, H, W); their gradients go by way of `PooledHalves`, with which this shares `passed`.
+    `gate`: (N, 2 h, 1, 1), made from what that returns. Returns (N, 2 h, H, W).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, a: Tensor, b: Tensor, passed: list[tuple[Tensor, Tensor]]) -> Tensor:
         half = a.shape[1]
         gate = gate.to(a.dtype)
         out = torch.empty(
@@ -35,17 +61,18 @@ class GatedConcat(torch.autograd.Function):
         )
         torch.mul(a, gate[:, :half], out=out[:, :half])
         torch.mul(b, gate[:, half:], out=out[:, half:])
+        ctx.passed = passed
         ctx.save_for_backward(a, b, gate)
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (grad,) = grads
         a, b, gate = ctx.saved_tensors
         half = a.shape[1]
-        grad_a, grad_b = grad[:, :half], grad[:, half:]
-        grad_gate = torch.cat([(grad_a * a).sum((2, 3), keepdim=True), (grad_b * b).sum((2, 3), keepdim=True)], 1)
-        return grad_a * gate[:, :half], grad_b * gate[:, half:], grad_gate
+        ctx.passed.append((grad, gate))
+        halves = (grad[:, :half] * a).sum((2, 3), keepdim=True), (grad[:, half:] * b).sum((2, 3), keepdim=True)
+        return torch.cat(halves, 1), None, None, None
 
 
 class SemiChannelConv(nn.Module):
@@ -72,11 +99,16 @@ class SemiChannelConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         a = self.dense(x)
         b = self.depthwise(a)
-        pooled = torch.cat([a.mean((2, 3)), b.mean((2, 3))], 1)  # (N, C)
+        fused = self.training and torch.is_grad_enabled()
+        passed: list[tuple[Tensor, Tensor]] = []
+        if fused:
+            pooled: Tensor = PooledHalves.apply(a, b, passed)  # (N, C)
+        else:
+            pooled = torch.cat([a.mean((2, 3)), b.mean((2, 3))], 1)
         gate = self.gate(pooled) if self.first else self.gate(pooled.unsqueeze(1)).squeeze(1)
         gate = gate.sigmoid()[:, :, None, None]
-        if self.training and torch.is_grad_enabled():
-            out: Tensor = GatedConcat.apply(a, b, gate)
+        if fused:
+            out: Tensor = GatedHalves.apply(gate, a.detach(), b.detach(), passed)
             return out
         joined: Tensor = torch.cat([a, b], 1) * gate
         return joined

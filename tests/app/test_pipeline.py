@@ -29,6 +29,7 @@ class FixedDetector:
     """Finds the same three people everywhere."""
 
     name = "fixed"
+    least_score = 0.5
 
     def detect(self, pictures: list[Picture], alone: bool = True) -> list[tuple[np.ndarray, np.ndarray]]:  # noqa: ARG002
         boxes = np.array([[0, 0, 50, 100], [60, 0, 110, 100], [120, 0, 170, 100]], np.float32)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from model.networks import NETWORKS, build
 from model.networks.blocks import BasicBlock
 from model.networks.complexity import count_macs, count_parameters
-from model.networks.semi_channel import GatedConcat, SemiChannelBlock, eca_kernel
+from model.networks.semi_channel import GatedHalves, PooledHalves, SemiChannelBlock, eca_kernel
 
 # Tables 1 to 3 of the paper: parameters / 1e6 and multiply-accumulates / 2^30
 PAPER = [
@@ -92,19 +92,24 @@ def test_eca_kernel_is_odd_and_grows_with_the_channels(channels: int, kernel: in
     assert eca_kernel(channels) == kernel
 
 
-def test_fused_gate_equals_the_plain_operations_in_value_and_gradient() -> None:
+def test_fused_gate_and_pooling_equal_the_plain_operations_in_value_and_gradient() -> None:
     torch.manual_seed(0)
 
     def leaf(*shape: int) -> Tensor:
         return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
 
-    a, b, gate = leaf(2, 3, 5, 4), leaf(2, 3, 5, 4), leaf(2, 6, 1, 1)
+    a, b, weights = leaf(2, 3, 5, 4), leaf(2, 3, 5, 4), leaf(6, 6)
     grad = torch.randn(2, 6, 5, 4, dtype=torch.float64)
-    fused = GatedConcat.apply(a, b, gate)
-    plain = torch.cat([a, b], 1) * gate
+    passed: list[tuple[Tensor, Tensor]] = []
+    gate = (PooledHalves.apply(a, b, passed) @ weights).sigmoid()[:, :, None, None]
+    fused = GatedHalves.apply(gate, a.detach(), b.detach(), passed)
+    joined = torch.cat([a, b], 1)
+    plain = joined * (joined.mean((2, 3)) @ weights).sigmoid()[:, :, None, None]
     torch.testing.assert_close(fused, plain)
     for mine, theirs in zip(
-        torch.autograd.grad(fused, (a, b, gate), grad), torch.autograd.grad(plain, (a, b, gate), grad), strict=True
+        torch.autograd.grad(fused, (a, b, weights), grad),
+        torch.autograd.grad(plain, (a, b, weights), grad),
+        strict=True,
     ):
         torch.testing.assert_close(mine, theirs)
 
