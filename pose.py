@@ -22,6 +22,7 @@ EXAMPLES = """examples:
   pose predict holiday/*.jpg -o out --flip-test
   pose data check shared_small:lsp            look through a data set; also: fetch, pack, show
   pose train shared_small                     train, or go on with, a shipped configuration
+  pose label sdhrnet_w32_coco photos -o f.json    labels for pictures that nobody labelled
   pose validate sdhrnet_w32_coco              score a weight package
   pose publish runs/sdhrnet_w32_coco          turn a run into a weight package
   pose quantise runs/packages/mine            add what POSE_PRECISION=int8 needs, and measure what it costs
@@ -123,6 +124,18 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--reliability", type=Path, metavar="PICTURE", help="draw how far scores can be believed")
     sub.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file")
+
+    sub = command(
+        "label", label, "label people by a package's own predictions, to train on pictures that nobody labelled",
+        "pose label sdhrnet_w32_coco photos -o photos/people.json",
+    )  # fmt: skip
+    sub.add_argument("package", help="a bundled package's name or a folder")
+    sub.add_argument(
+        "set", type=Path, metavar="SET", help="a folder of pictures, or a COCO-format json whose boxes are taken"
+    )
+    sub.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="a COCO-format json")
+    sub.add_argument("--images", type=Path, help="where SET is a json: its pictures (default: the folder beside it)")
+    sub.add_argument("--least", type=float, default=0.3, help="worth of a joint to be labelled (default: %(default)s)")
 
     sub = command("publish", publish, "turn a run into a weight package", "pose publish runs/sdhrnet_w32_coco")
     sub.add_argument("folder", type=Path, metavar="RUN")
@@ -258,6 +271,26 @@ def validate(options: argparse.Namespace) -> int:
     Console().print(build_report(package.card, name, report))
     if options.json:
         options.json.write_text(json.dumps([entry.model_dump() for entry in report], indent=2) + "\n")
+    return 0
+
+
+def label(options: argparse.Namespace) -> int:
+    """`pose label`."""
+    from app.engines import build_engine
+    from model.package import load_package
+    from training.boxes import load_detector
+    from training.labelling import boxed_pictures, label_set, read_boxes, write_set
+
+    package = load_package(options.package)
+    if options.set.is_dir():
+        images, content = options.set, boxed_pictures(options.set, load_detector("bundled"))
+    else:
+        images, content = options.images or options.set.parent, read_boxes(options.set)
+    labelled = label_set(content, images, package, build_engine(package, "auto"), options.least)
+    write_set(labelled, options.output)
+    people = [annotation for annotation in labelled["annotations"] if annotation.get("num_keypoints")]
+    joints = sum(annotation["num_keypoints"] for annotation in people)
+    print(f"labelled {joints} joints of {len(people)} people in {len(labelled['images'])} pictures: {options.output}")
     return 0
 
 
