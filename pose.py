@@ -22,7 +22,7 @@ EXAMPLES = """examples:
   pose predict holiday/*.jpg -o out --flip-test
   pose data check shared_small:lsp            look through a data set; also: fetch, pack, show
   pose train shared_small                     train, or go on with, a shipped configuration
-  pose label sdhrnet_w32_coco photos -o f.json    labels for pictures that nobody labelled
+  pose label mine photos -o people.json       labels for pictures that nobody labelled
   pose validate sdhrnet_w32_coco              score a weight package
   pose publish runs/sdhrnet_w32_coco          turn a run into a weight package
   pose quantise runs/packages/mine            add what POSE_PRECISION=int8 needs, and measure what it costs
