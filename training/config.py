@@ -189,6 +189,8 @@ def shipped_configs() -> list[str]:
 def load_config(name_or_path: str, changes: Sequence[str] = ()) -> TrainConfig:
     """Read a shipped configuration by name, or a YAML file.
 
+    One that says `extends: NAME` has the keys of that one (shipped, or a file beside it) where it has none of its own.
+
     Args:
         changes: `key=value`, the value as YAML, the key with dots into sections and lists:
             `augmentation.flip=0`, `phases.0.samples=1000`.
@@ -196,25 +198,43 @@ def load_config(name_or_path: str, changes: Sequence[str] = ()) -> TrainConfig:
     Raises:
         ConfigError: no such file, no YAML, an unknown key (named with its nearest valid one) or a bad value.
     """
-    path = CONFIGS / f"{name_or_path}.yaml"
-    if not path.is_file():
-        path = Path(name_or_path)
-    if not path.is_file():
-        raise ConfigError(
-            f"no configuration {name_or_path!r}: neither a file nor one of {', '.join(shipped_configs())}"
-        )
-    try:
-        fields = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no YAML: {error}") from None
-    if not isinstance(fields, dict):
-        raise ConfigError(f"{path} must hold keys and values")
+    path = _find(name_or_path, Path())
+    fields = _read(path, ())
     for change in changes:
         _change(fields, change)
     try:
         return TrainConfig.model_validate(fields)
     except ValidationError as error:
         raise ConfigError(f"{path}: " + "; ".join(_explain(dict(e)) for e in error.errors())) from None
+
+
+def _find(name_or_path: str, folder: Path) -> Path:
+    path = CONFIGS / f"{name_or_path}.yaml"
+    if not path.is_file():
+        path = folder / name_or_path
+    if not path.is_file():
+        raise ConfigError(
+            f"no configuration {name_or_path!r}: neither a file nor one of {', '.join(shipped_configs())}"
+        )
+    return path
+
+
+def _read(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
+    """The keys of a file, and of those that it extends; `extending` are the files on the way here."""
+    try:
+        fields = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no YAML: {error}") from None
+    if not isinstance(fields, dict):
+        raise ConfigError(f"{path} must hold keys and values")
+    base = fields.pop("extends", None)
+    if base is None:
+        return fields
+    extending = (*extending, path.resolve())
+    found = _find(str(base), path.parent)
+    if found.resolve() in extending:
+        raise ConfigError(f"{path}: extends {base!r}, which in the end extends {path.name} itself")
+    return _read(found, extending) | fields
 
 
 def _change(fields: dict[str, Any], change: str) -> None:

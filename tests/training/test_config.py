@@ -45,6 +45,26 @@ def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
         load_config(str(path))
 
 
+def test_a_configuration_extends_another_key_by_key(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(GOOD + "seed: 4\naugmentation: {flip: 0, scale: 0.1}\n")
+    (tmp_path / "middle.yaml").write_text("extends: base.yaml\nseed: 5\n")
+    (tmp_path / "mine.yaml").write_text("extends: middle.yaml\naugmentation: {flip: 1}\n")
+    config = load_config(str(tmp_path / "mine.yaml"), ["seed=6"])
+    assert (config.name, config.seed, config.augmentation.flip) == ("mine", 6, 1)
+    assert config.augmentation.scale == 0.35  # a key is taken whole
+    assert load_config("ablation_scr").phases == load_config("coco_256x192_paper").phases
+
+
+def test_a_configuration_that_extends_nothing_or_itself_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("extends: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("extends: a.yaml\n")
+    with pytest.raises(ConfigError, match=r"b\.yaml: extends 'a\.yaml', which in the end extends b\.yaml itself"):
+        load_config(str(tmp_path / "a.yaml"))
+    (tmp_path / "b.yaml").write_text("extends: nothing\n")
+    with pytest.raises(ConfigError, match="no configuration 'nothing'"):
+        load_config(str(tmp_path / "a.yaml"))
+
+
 def test_an_unknown_name_lists_the_shipped_ones() -> None:
     with pytest.raises(ConfigError, match="shared_small"):
         load_config("nothing")
