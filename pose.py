@@ -175,7 +175,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command("train-detector", train_detector, "train the person detector", "pose train-detector --minutes 60")
     sub.add_argument("-o", "--output", dest="folder", type=Path, help="run folder (default: $POSE_RUNS/detector)")
     sub.add_argument("--minutes", type=float, help="stop, with the schedule complete, after this time")
-    sub.add_argument("--size", type=int, help="input size in pixels")
+    sub.add_argument("--size", type=int, help="input size in pixels; --publish: to serve at")
     sub.add_argument("--threads", type=int, help="CPU threads")
     sub.add_argument("--init", type=Path, metavar="PACKAGE", help="folder of a detector package to start from")
     sub.add_argument("--publish", action="store_true", help="only turn the run's weights into the bundled package")
@@ -360,7 +360,8 @@ def train_detector(options: argparse.Namespace) -> int:
     folder = options.folder or runs_folder() / "detector"
     if options.publish:
         pose = load_package(options.pose)
-        print(f"published {publish_detector(folder, BUNDLED / 'person_yolo26n', pose, data=data_folder())}")
+        package = BUNDLED / "person_yolo26n"
+        print(f"published {publish_detector(folder, package, pose, data=data_folder(), size=options.size)}")
         return 0
     given = {
         **{"minutes": options.minutes, "image_size": options.size},
@@ -368,7 +369,7 @@ def train_detector(options: argparse.Namespace) -> int:
     }
     chosen = {name: value for name, value in given.items() if value is not None}
     resume = (folder / "weights" / "last.pt").is_file()
-    run(DetectorConfig(data=data_folder(), run=folder, resume=resume, **chosen))
+    run(DetectorConfig.check(data=data_folder(), run=folder, resume=resume, **chosen))
     print(f"trained {folder}; `pose train-detector --output {folder} --publish` makes it the bundled detector")
     return 0
 

@@ -22,6 +22,7 @@ from model.offline import keep_ultralytics_offline
 from model.package import Package, replace_folder
 from model.person_detector import CARD, NETWORK, WEIGHTS, PersonDetector
 from training import box_scores
+from training.config import ConfigError
 from training.detector_data import write_yolo_folder
 from training.detector_evaluation import PROTOCOL, VALIDATION, evaluate_detector
 from training.provenance import git_commit
@@ -74,6 +75,19 @@ class DetectorConfig(pydantic.BaseModel):
     seed: int = 0
     resume: bool = False
 
+    @classmethod
+    def check(cls, **fields: Any) -> "DetectorConfig":
+        """The configuration of these fields.
+
+        Raises:
+            ConfigError: a value that cannot be.
+        """
+        try:
+            return cls.model_validate(fields)
+        except pydantic.ValidationError as error:
+            findings = [f"{'.'.join(map(str, e['loc']))}: {e['msg']} ({e['input']})" for e in error.errors()]
+            raise ConfigError("; ".join(findings)) from None
+
 
 def train_detector(config: DetectorConfig) -> Path:
     """Train a person detector from random weights and return its run folder.
@@ -82,16 +96,16 @@ def train_detector(config: DetectorConfig) -> Path:
     `results.csv`, `progress.json` and `weights/last.pt` (after every epoch, with the figures logged).
 
     Raises:
-        FileExistsError: the run folder holds a training and `resume` was not asked for.
-        FileNotFoundError: there is nothing to resume.
-        FloatingPointError: the loss is not finite.
+        ConfigError: the run folder holds a training and `resume` was not asked for, or there is nothing to resume.
+        PackageError: `init` is no detector package.
+        NotFiniteError: the loss is no longer a number.
     """
     run = config.run.absolute()
     last = run / "weights" / "last.pt"
     if config.resume and not last.is_file():
-        raise FileNotFoundError(f"{last} does not exist: nothing to resume")
+        raise ConfigError(f"{last} does not exist: nothing to resume")
     if last.is_file() and not config.resume:
-        raise FileExistsError(f"{last} exists: resume that run or give another run folder")
+        raise ConfigError(f"{last} exists: resume that run or give another run folder")
     run.mkdir(parents=True, exist_ok=True)
     keep_ultralytics_offline(run / "ultralytics")
     import torch
@@ -141,7 +155,12 @@ def starting_weights(package: Path) -> "dict[str, torch.Tensor]":
 
 
 def publish_detector(
-    run: Path, folder: Path, pose: Package, name: str = "person_yolo26n", data: Path | None = None
+    run: Path,
+    folder: Path,
+    pose: Package,
+    name: str = "person_yolo26n",
+    data: Path | None = None,
+    size: int | None = None,
 ) -> Path:
     """Write the weight package of a run to `folder`, replacing what lies there, and return it.
 
@@ -150,26 +169,31 @@ def publish_detector(
 
     Args:
         data: root of the data for the evaluation; that of the training where None.
+        size: side of the square input in pixels; that of the training where None.
 
     Raises:
-        ConfigError: the validation set is not there.
+        ConfigError: there is no run, `size` is impossible, or the validation set is not there.
     """
     keep_ultralytics_offline()
     from ultralytics import __version__
     from ultralytics.nn.tasks import load_checkpoint
 
-    config = DetectorConfig.model_validate_json((run / "config.json").read_text(encoding="utf-8"))
+    if not (run / "weights" / "last.pt").is_file():
+        raise ConfigError(f"{run} holds no run of `pose train-detector`: name its folder with --output")
+    fields = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    config = DetectorConfig.check(**fields | ({} if data is None else {"data": data}))
+    size = DetectorConfig.check(**fields | {"data": config.data, "image_size": size or config.image_size}).image_size
     network, _ = load_checkpoint(run / "weights" / "last.pt")
     figures: dict[str, dict[str, float]] = {}
     for head, end_to_end in (("one-to-one", True), ("one-to-many", False)):
         copy = _copy(network)
         copy.model[-1].end2end = end_to_end
-        figures[head] = evaluate_detector(PersonDetector(copy, config.image_size, score=0.001), data or config.data)
+        figures[head] = evaluate_detector(PersonDetector(copy, size, score=0.001), config.data)
     best = max(figures, key=lambda head: figures[head]["AP"])
     copy = _copy(network)
     copy.model[-1].end2end = best == "one-to-one"
-    served = PersonDetector(copy, config.image_size, score=min(box_scores.CANDIDATES))
-    curve = box_scores.end_to_end(served, pose, VALIDATION_SETS["coco-val"], data or config.data)
+    served = PersonDetector(copy, size, score=min(box_scores.CANDIDATES))
+    curve = box_scores.end_to_end(served, pose, VALIDATION_SETS["coco-val"], config.data)
     progress = json.loads((run / "progress.json").read_text(encoding="utf-8"))
     card = {
         "name": name,
@@ -178,7 +202,7 @@ def publish_detector(
         "architecture": config.network,
         "head": best,
         "classes": ["person"],
-        "input_size": config.image_size,
+        "input_size": size,
         "score_threshold": box_scores.least_score(curve),
         "colour": "RGB, 0..1, letterboxed with grey 114",
         "data": json.loads((run / "data.json").read_text(encoding="utf-8")),

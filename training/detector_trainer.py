@@ -20,6 +20,8 @@ from torch.nn import functional
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import DetectionModel
 
+from training.trainer import NotFiniteError
+
 WARMUP_STEPS = 300  # linear; the first steps of a random network are wild
 FINAL_RATE = 0.01  # of the highest learning rate
 CLOSE_MOSAIC = 0.85  # progress from which whole pictures are shown, as they will be served
@@ -147,7 +149,7 @@ class ProgressTrainer(DetectionTrainer):  # type: ignore[misc]
         self.steps += 1
         self.samples += self.batch_size
         if not torch.isfinite(self.loss):
-            raise FloatingPointError(f"loss is {float(self.loss)} at step {self.steps}: {self.loss_items}")
+            raise NotFiniteError(f"loss is {float(self.loss)} at step {self.steps}: {self.loss_items}")
         now, progress = time.monotonic(), self.progress
         if now - self.logged >= LOG_SECONDS:
             logger.info(

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import pose
 from model.errors import PackageError
 from model.package import BUNDLED, load_package
 from model.person_detector import CARD, NETWORK, WEIGHTS, PersonDetector
@@ -39,11 +40,10 @@ def test_training_goes_on_from_a_package_and_is_published_with_a_score_chosen_en
     run = train_detector(
         DetectorConfig(data=root, run=tmp_path / "run", init=BUNDLED_DETECTOR, image_size=128, epochs=1, batch=2)
     )
-    pose = load_package("sdhrnet_w32_coco")
-    package = publish_detector(run, tmp_path / "package", pose)
+    package = publish_detector(run, tmp_path / "package", load_package("sdhrnet_w32_coco"), size=192)
     card = json.loads((package / CARD).read_text())
     assert card["started_from"] == json.loads((BUNDLED_DETECTOR / CARD).read_text())["sha256"]
-    assert card["samples_seen"] == 2
+    assert (card["samples_seen"], card["input_size"], card["recipe"]["image_size"]) == (2, 192, 128)
     curve = card["end_to_end"]["AP_by_score_threshold"]
     assert [float(least) for least in curve] == list(box_scores.CANDIDATES)
     detector = PersonDetector.from_package(package)
@@ -69,6 +69,24 @@ def test_a_damaged_package_is_no_start(tmp_path: Path) -> None:
     (tmp_path / WEIGHTS).write_bytes(b"half")
     with pytest.raises(PackageError, match="copy it anew"):
         starting_weights(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param(["--size", "100"], "image_size: Input should be a multiple of 32 (100)", id="size"),
+        pytest.param(["--init", "nowhere"], "init: Path does not point to a directory (nowhere)", id="start"),
+        pytest.param(["--minutes", "0"], "minutes: Input should be greater than 0", id="no time"),
+        pytest.param(["--publish"], "holds no run of `pose train-detector`", id="no run"),
+    ],
+)
+def test_mistakes_are_one_line(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    arguments: list[str], message: str,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("POSE_DATA", str(root))
+    assert pose.main(["train-detector", "-o", str(tmp_path / "run"), *arguments]) == 2
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
 
 
 def test_the_least_score_gives_up_half_a_point_and_no_more() -> None:
