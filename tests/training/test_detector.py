@@ -89,5 +89,5 @@ def test_mistakes_are_one_line(
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
 
 
-def test_the_least_score_gives_up_half_a_point_and_no_more() -> None:
-    assert box_scores.least_score({0.02: 20.0, 0.1: 20.2, 0.2: 19.7, 0.3: 19.6}) == 0.2
+def test_the_least_score_gives_up_a_twentieth_of_the_ap_and_no_more() -> None:
+    assert box_scores.least_score({0.02: 19.8, 0.1: 20.0, 0.2: 19.1, 0.3: 18.9}) == 0.2
