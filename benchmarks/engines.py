@@ -77,7 +77,7 @@ class Variant:
 def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="192x144", help="crop HEIGHTxWIDTH (default 192x144, the bundled package's)")
+    parser.add_argument("--size", default="192x144", help="crop HEIGHTxWIDTH (default 192x144)")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--rounds", type=int, default=15)
