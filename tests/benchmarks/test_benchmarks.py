@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from shared_steps import Steps
 
 from app.images import decode
 from app.schemas import Options
+from app.settings import Settings
 
 KEYS = {
     "server", "pictures", "people", "concurrency", "pictures_per_s", "p50_ms", "p95_ms", "p99_ms", "cpu_ms", "rss_mb",
@@ -106,17 +108,17 @@ def test_a_peer_framework_answers_as_the_service_does(name: str, files: list[Pat
     assert loop.persons == 2 * sum(bare.count(decode(path.read_bytes(), 10**7)) for path in files) > 0
 
 
-def test_steps_of_several_pictures_answer_as_one_by_one(files: list[Path]) -> None:
+def test_steps_of_several_pictures_answer_as_one_by_one(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    # real weights: boxes move by thousandths of a pixel with the batch, and flat maps of random weights with them
+    monkeypatch.setattr("shared_steps.Settings", partial(Settings, model="sdhrnet_w32_coco", precision="f32"))
     steps = Steps()
-    steps.options = steps.options.model_copy(update={"box_score": 0.3})  # who is surely there: their joints stay put
     pictures = [decode(path.read_bytes(), 10**7) for path in files]
     together = [json.loads(answer) for answer in steps.answer(pictures)]
     for picture, answer in zip(pictures, together, strict=True):
-        alone = steps.pipeline.predict(picture, Options(box_score=0.3))
+        alone = steps.pipeline.predict(picture, Options())
         found = np.array([[(p["x"], p["y"]) for p in person["keypoints"]] for person in answer["persons"]])
         assert len(found) == len(alone.boxes) > 1
-        near = np.abs(found - alone.keypoints).max(-1) < 0.5  # bf16: a broad map may have its peak elsewhere
-        assert near.mean() > 0.95
+        assert np.abs(found - alone.keypoints).max() < 0.5
 
 
 def test_pictures_have_the_people_that_are_asked_for(tmp_path: Path) -> None:
