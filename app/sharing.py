@@ -119,6 +119,8 @@ class SharedPipeline:
             placed = False
             try:
                 async with asyncio.timeout(timeout), share, self.commons.place():
+                    if drop_reason(ticket.deadline) == "deadline_passed":  # with the picture that had this place
+                        raise TimeoutError
                     placed = True
                     return (await self._work(data, options, ticket, None)).result
             except TimeoutError:

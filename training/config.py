@@ -121,6 +121,9 @@ class TrainConfig(_Section):
     precision: Literal["bf16", "fp16", "float32"] = "bf16"
     augmentation: Augmentation = Augmentation()
     seed: int = 0
+    sync_batch_norm: bool = Field(
+        True, description="several processes take the batch's statistics together; without, each its own share's"
+    )
     threads: int = Field(0, ge=0, description="CPU threads of the network; 0 leaves it to PyTorch")
     workers: int = Field(0, ge=0, description="loader processes; 0 loads in the training process")
     validate_every: int = Field(20_000, gt=0, description="samples")

@@ -47,7 +47,8 @@ class Trainer:
         self.average = Average(self.network, config.ema)
         self.parallel: nn.Module = self.network
         if workers.size > 1:
-            share_batch_norms(self.network)
+            if config.sync_batch_norm:
+                share_batch_norms(self.network)
             self.parallel = DistributedDataParallel(self.network)
         decayed = [p for p in self.network.parameters() if p.ndim > 1]
         plain = [p for p in self.network.parameters() if p.ndim <= 1]  # norms and biases

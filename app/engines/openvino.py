@@ -125,6 +125,8 @@ class OpenVINOEngine:
             self._lanes.put({size: found[lane] for size, found in zip(largest_first, requests, strict=False)})
         self._wide, self._wide_lock = requests[-1][0], Lock()
         self._pool = ThreadPoolExecutor(threads, "lane") if sizes and threads > 1 else None
+        # OpenVINO's Python looks numpy up in its first run; two threads that do so at once wait for each other for ever
+        _infer(self._wide, example[:1])
 
     def __call__(self, crops: np.ndarray) -> np.ndarray:
         """Inputs (N, ...) -> the network's output (N, ...) float32."""

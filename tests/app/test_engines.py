@@ -1,5 +1,7 @@
 """Engines give the network's numbers, whatever runs them; and what is asked for is what runs."""
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import numpy as np
 import openvino
 import pytest
 import torch
-from serving import single_thread
+from serving import ROOT, single_thread
 
 from app.detector import WholePicture, choose_detector
 from app.engines import Runtime, choose_runtime, convert_apart, create_pose_engine, on_one_core
@@ -112,6 +114,29 @@ def test_cores_that_run_side_by_side_give_the_same(pose_package: Path, cache: Pa
         found = list(pool.map(lambda i: (on_one_core(run) if i else run)(CROPS[i : i + 1 + i % 2]), places))
     for i, heatmaps in zip(places, found, strict=True):
         torch.testing.assert_close(torch.as_tensor(heatmaps), reference[i : i + 1 + i % 2], atol=1e-3, rtol=1e-3)
+
+
+FIRST_RUN_ON_TWO_CORES = """
+import builtins, sys, time
+from pathlib import Path
+import numpy as np, torch
+from app.engines.openvino import OpenVINOEngine
+
+find = builtins.__import__
+def slowly(name, *arguments):
+    if name.startswith("numpy"):
+        time.sleep(0.2)  # the other core's thread comes here too
+    return find(name, *arguments)
+builtins.__import__ = slowly
+
+crops = np.ones((4, 3, 8, 8), np.float32)
+engine = OpenVINOEngine(torch.nn.ReLU, crops, "relu", "f32", 2, Path(sys.argv[1]), sizes=(1, 2))
+assert (engine(crops) == crops).all()
+"""
+
+
+def test_the_first_run_may_be_on_two_cores(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", FIRST_RUN_ON_TWO_CORES, tmp_path], cwd=ROOT, check=True, timeout=120)
 
 
 def test_a_damaged_cache_and_one_that_cannot_be_written_do_no_harm(
