@@ -1,12 +1,15 @@
 """What each part is worth: short runs of equal length that differ in one thing, over several seeds.
 
     python benchmarks/ablation.py network loss data --samples 24000 --seeds 0 1 --json ablation.json
+    python benchmarks/ablation.py rate mix augmentation --init sdhrnet_w32_coco --size 96x72 --samples 12800 --seeds 0
     python benchmarks/ablation.py network --quick
 
 Groups: `network` (Table 3 of the paper: HRNet-W32, SCR, SCR and DASP, all), `loss` (how heatmaps are learnt), `data`
-(the mix with each source left out). Every run starts from random weights, sees the same number of crops of one size
-with the rate falling to zero, and is scored on the configuration's validation set with ground-truth boxes and flip
-test. What is done already stands in the JSON file and is not done again, so a run that was stopped goes on.
+(the mix with each source left out), `mix` (how often each source is drawn, who is left out, what pseudo joints count),
+`rate`, `sigma`, `augmentation`. Every run starts from random weights, or with `--init` from a package's, sees the same
+number of crops of one size with the rate falling to zero, and is scored on the configuration's validation set with
+ground-truth boxes and flip test. What is done already stands in the JSON file and is not done again, so a run that was
+stopped goes on.
 """
 
 import argparse
@@ -47,6 +50,26 @@ def without(name: str) -> Change:
     return lambda config: {"data": [entry for entry in config.data if entry.name != name]}
 
 
+def drawn(**weights: float) -> Change:
+    """The mix with other weights of some sets; `_` stands for `-` in their names."""
+    return lambda config: {
+        "data": [
+            entry.model_copy(update={"weight": weights.get(entry.name.replace("-", "_"), entry.weight)})
+            for entry in config.data
+        ]
+    }
+
+
+def augmented(**changes: float) -> Change:
+    """The recipe's augmentation with some ranges or chances changed."""
+    return lambda config: {"augmentation": config.augmentation.model_copy(update=changes)}
+
+
+def rate(factor: float) -> Change:
+    """The recipe with its learning rate times `factor`."""
+    return lambda config: {"learning_rate": factor * config.learning_rate}
+
+
 GROUPS: dict[str, dict[str, Change]] = {
     "network": {
         "HRNet-W32": lambda _: {"network": "hrnet_w32"},
@@ -67,6 +90,37 @@ GROUPS: dict[str, dict[str, Change]] = {
             "data": [entry.model_copy(update={"extra_joints": None}) for entry in config.data]
         },
     },
+    "mix": {
+        RECIPE: lambda _: {},
+        "all sets alike": drawn(coco_train=1, coco_train_small=1, lsp=1, lspet=1, wild_pseudo=1),
+        "COCO twice as often": drawn(coco_train=4, coco_train_small=3),
+        "LSPET as often as LSP": drawn(lspet=1),
+        "people from 30 pixels on": lambda _: {"min_height": 30},
+        "people from 100 pixels on": lambda _: {"min_height": 100},
+        "people with 8 joints or more": lambda _: {"min_joints": 8},
+        "pseudo joints count in full": lambda config: {
+            "data": [entry.model_copy(update={"confidence": False}) for entry in config.data]
+        },
+    },
+    "rate": {
+        RECIPE: lambda _: {},
+        "a quarter of the rate": rate(0.25),
+        "half the rate": rate(0.5),
+        "twice the rate": rate(2),
+    },
+    "sigma": {
+        RECIPE: lambda _: {},
+        "sigma 1.5 in place of 2": lambda _: {"sigma": 1.5},
+        "sigma 3 in place of 2": lambda _: {"sigma": 3},
+    },
+    "augmentation": {
+        RECIPE: lambda _: {},
+        "weaker": augmented(scale=0.2, rotation=20, shift=0.04, half_body=0.1, photometric=0.2, blur=0, dropout=0),
+        "stronger": augmented(
+            scale=0.5, rotation=90, rotation_chance=0.8, shift=0.12, half_body=0.4, photometric=0.8, dropout=0.6
+        ),
+        "without boxes": augmented(dropout=0),
+    },
 }
 
 
@@ -77,7 +131,7 @@ class Bench:
         self.base, self.data = base, data
         [phase] = base.phases
         self.size = phase.input_size
-        people = training_people(base, data)
+        people = training_people(base.model_copy(update={"min_joints": 1, "min_height": 0}), data)
         with Progress(console=Console(stderr=True)) as progress:
             task = progress.add_task("reading pictures", total=len(people))
             kept = keep_crops(people, self.size, lambda count: progress.advance(task, count))
@@ -117,6 +171,7 @@ def main() -> None:
     parser.add_argument("--config", default="shared_small", help="where data and recipe come from")
     parser.add_argument("--samples", default=24_000, type=int, help="crops that every run sees (default 24000)")
     parser.add_argument("--size", default="64x48", type=parse_size, help="crop HEIGHTxWIDTH (default 64x48)")
+    parser.add_argument("--init", metavar="PACKAGE", help="weights to start from (default: random)")
     parser.add_argument("--seeds", nargs="+", default=[0, 1], type=int)
     parser.add_argument("--quick", action="store_true", help="256 crops and one seed: shows that it runs, nothing else")
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -126,9 +181,10 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING)
     base = load_config(options.config)
     phase = Phase(input_size=options.size, samples=options.samples, batch=64)
-    fields = {"phases": [phase], "init": None, "decay_from": 0.3, "warmup_samples": options.samples // 10, "ema": 0.99}
+    fields = {"phases": [phase], "init": options.init, "decay_from": 0.3}
+    fields |= {"warmup_samples": options.samples // 10, "ema": 0.99}
     bench = Bench(base.model_copy(update=fields), data_folder())
-    shown = {"size": list(options.size), "samples": options.samples, "config": options.config}
+    shown = {"size": list(options.size), "samples": options.samples, "config": options.config, "init": options.init}
     rows: list[dict[str, Any]] = []
     if options.json and options.json.is_file():
         rows = json.loads(options.json.read_text())["rows"]

@@ -39,6 +39,9 @@ class DataSet(_Section):
     extra_joints: str | None = Field(
         None, description="json {annotation id: [[x, y, score], ...]} for the set's first joints, where unlabelled"
     )
+    confidence: bool = Field(
+        True, description="joints are weighed by the file's `confidence`; without, all that are labelled count in full"
+    )
     derive: dict[str, tuple[str, str]] = Field(
         {}, description="joints the set lacks, each taken as the middle of two it has: {pelvis: [left_hip, right_hip]}"
     )

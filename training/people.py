@@ -6,6 +6,7 @@ a json that holds a list is HRNet's MPII, any other json is in COCO's format.
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -31,7 +32,7 @@ def read_people(data: DataSet, root: Path, skeleton: str, set_index: int = 0) ->
     """All people of one set that have at least one labelled joint of `skeleton`.
 
     Joints the set does not know get weight 0, but for those that `data.derive` takes from two others; `confidence` per
-    joint, where the set has it, becomes the weight.
+    joint, where the set has it, becomes the weight, but for sets that say `confidence: false`.
 
     Raises:
         ConfigError: a file is missing or damaged, or `derive` names an unknown joint.
@@ -59,6 +60,9 @@ def read_set(data: DataSet, root: Path, set_index: int = 0) -> LabelledSet:
     if data.extra_joints:
         people = fill_blanks(labelled.people, read_json(root / data.extra_joints), labelled.joints)
         labelled = LabelledSet(labelled.joints, people, labelled.sizes)
+    if not data.confidence:
+        people = [replace(person, weights=(person.weights > 0).astype(np.float64)) for person in labelled.people]
+        labelled = replace(labelled, people=people)
     return labelled
 
 

@@ -46,10 +46,11 @@ def test_joints_map_by_name_and_those_the_set_lacks_weigh_nothing(tmp_path: Path
 def test_confidence_becomes_the_weight_of_labelled_joints_only(tmp_path: Path) -> None:
     labels = [1.0, 1.0, 2] * 16 + [0, 0, 0]
     confidence = [0.5] * 17
-    [person] = read_people(
-        write_set(tmp_path, COCO.joints, keypoints=labels, confidence=confidence), tmp_path, "coco17"
-    )
+    entry = write_set(tmp_path, COCO.joints, keypoints=labels, confidence=confidence)
+    [person] = read_people(entry, tmp_path, "coco17")
     assert person.weights.tolist() == [0.5] * 16 + [0]
+    [person] = read_people(entry.model_copy(update={"confidence": False}), tmp_path, "coco17")
+    assert person.weights.tolist() == [1] * 16 + [0]
 
 
 def test_extra_joints_fill_gaps_and_never_replace_labels(tmp_path: Path) -> None:
