@@ -40,9 +40,14 @@ def batch_sizes(most: int) -> tuple[int, ...]:
     return tuple(n for n in range(1, most + 1) if n & (n - 1) == 0 or n == most)
 
 
+def is_late(deadline: float) -> bool:
+    """Whether the `deadline` (`time.monotonic`) is past, or its timer about to say so."""
+    return time.monotonic() >= deadline - TIMER_SLACK
+
+
 def drop_reason(deadline: float) -> str:
     """Why work is dropped before it runs, for the metrics: its `deadline` (`time.monotonic`) or its client."""
-    return "deadline_passed" if time.monotonic() >= deadline - TIMER_SLACK else "client_closed"
+    return "deadline_passed" if is_late(deadline) else "client_closed"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from app.batching import Batcher, Done, drop_reason, timed
+from app.batching import Batcher, Done, drop_reason, is_late, timed
 from app.commons import Commons
 from app.detector import Boxes
 from app.errors import DeadlineError
@@ -119,7 +119,7 @@ class SharedPipeline:
             placed = False
             try:
                 async with asyncio.timeout(timeout), share, self.commons.place():
-                    if drop_reason(ticket.deadline) == "deadline_passed":  # with the picture that had this place
+                    if is_late(ticket.deadline):  # with the picture that had this place
                         raise TimeoutError
                     placed = True
                     return (await self._work(data, options, ticket, None)).result

@@ -228,19 +228,24 @@ def _find(name_or_path: str, folder: Path) -> Path:
 def _read(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
     """The keys of a file, and of those that it extends; `extending` are the files on the way here."""
     try:
-        fields = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is no YAML: {error}") from None
-    if not isinstance(fields, dict):
+    if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold keys and values")
-    base = fields.pop("extends", None)
-    if base is None:
-        return fields
-    extending = (*extending, path.resolve())
-    found = _find(str(base), path.parent)
-    if found.resolve() in extending:
-        raise ConfigError(f"{path}: extends {base!r}, which in the end extends {path.name} itself")
-    return _read(found, extending) | fields
+    fields: dict[str, Any] = content
+    base, changes = fields.pop("extends", None), fields.pop("set", [])
+    if not isinstance(changes, list):
+        raise ConfigError(f"{path}: set must be a list of key=value, such as [data.0.weight=2]")
+    if base is not None:
+        extending = (*extending, path.resolve())
+        found = _find(str(base), path.parent)
+        if found.resolve() in extending:
+            raise ConfigError(f"{path}: extends {base!r}, which in the end extends {path.name} itself")
+        fields = _read(found, extending) | fields
+    for change in changes:
+        _change(fields, str(change))
+    return fields
 
 
 def _change(fields: dict[str, Any], change: str) -> None:

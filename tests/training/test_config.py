@@ -55,6 +55,17 @@ def test_a_configuration_extends_another_key_by_key(tmp_path: Path) -> None:
     assert load_config("ablation_scr").phases == load_config("coco_256x192_paper").phases
 
 
+def test_a_configuration_changes_single_places_of_what_it_extends(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("extends: shared_small\nset: [data.3.weight=0.25, seed=5]\n")
+    base, changed = load_config("shared_small"), load_config(str(tmp_path / "mine.yaml"))
+    assert [entry.weight for entry in changed.data] == [2, 1.5, 1, 0.25, 1]
+    assert (changed.data[:3], changed.seed) == (base.data[:3], 5)
+    for wrong, message in (("data.9.weight=1", "must be a list"), ("[data.9.weight=1]", "no place 'data.9.weight'")):
+        (tmp_path / "mine.yaml").write_text(f"extends: shared_small\nset: {wrong}\n")
+        with pytest.raises(ConfigError, match=message):
+            load_config(str(tmp_path / "mine.yaml"))
+
+
 def test_a_configuration_that_extends_nothing_or_itself_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("extends: b.yaml\n")
     (tmp_path / "b.yaml").write_text("extends: a.yaml\n")
