@@ -7,9 +7,9 @@
 Groups: `network` (Table 3 of the paper: HRNet-W32, SCR, SCR and DASP, all), `loss` (how heatmaps are learnt), `data`
 (the mix with each source left out), `mix` (how often each source is drawn, who is left out, what pseudo joints count),
 `rate`, `sigma`, `augmentation`. Every run starts from random weights, or with `--init` from a package's, sees the same
-number of crops of one size with the rate falling to zero, and is scored on the configuration's validation set with
-ground-truth boxes and flip test. What is done already stands in the JSON file and is not done again, so a run that was
-stopped goes on.
+number of crops of one size with the rate falling to zero, and is scored with ground-truth boxes and flip test on the
+configuration's validation set and, where it is at hand, on `lspet-val`, whose people tumble and hang. What is done
+already stands in the JSON file and is not done again, so a run that was stopped goes on.
 """
 
 import argparse
@@ -33,14 +33,17 @@ from training.config import Phase, TrainConfig, data_folder, load_config
 from training.distributed import Workers
 from training.evaluation import LabelledCrops
 from training.loader import Crops, draw_weights, loader
-from training.loop import training_people, validate
+from training.loop import predict_average, training_people, validate
+from training.pck import pck
 from training.people import keep_crops, read_people
 from training.publishing import parse_size
 from training.trainer import Trainer
+from training.validation import VALIDATION_SETS
 
 ALONE = Workers(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 RECIPE = "the recipe: SDHRNet-W32, cross-entropy, whole mix"
-SHOWN = ("AP", "AP50", "PCK@0.2")
+TUMBLING = VALIDATION_SETS["lspet-val"]
+SHOWN = ("AP", "AP50", "PCK@0.2", f"{TUMBLING.name} PCK@0.2")
 
 Change = Callable[[TrainConfig], dict[str, Any]]
 
@@ -120,6 +123,8 @@ GROUPS: dict[str, dict[str, Change]] = {
             scale=0.5, rotation=90, rotation_chance=0.8, shift=0.12, half_body=0.4, photometric=0.8, dropout=0.6
         ),
         "without boxes": augmented(dropout=0),
+        "turned by up to 180 degrees": augmented(rotation=180),
+        "weakest": augmented(scale=0.1, rotation=10, shift=0.02, half_body=0, photometric=0.1, blur=0, dropout=0),
     },
 }
 
@@ -141,6 +146,9 @@ class Bench:
         }
         judged = read_people(base.validation, data, base.skeleton)
         self.labelled = LabelledCrops.cut(judged, self.size, PADDING)
+        self.tumbling: LabelledCrops | None = None
+        if (data / TUMBLING.annotations).is_file():
+            self.tumbling = LabelledCrops.cut(read_people(TUMBLING, data, base.skeleton), self.size, PADDING)
 
     def run(self, change: Change, seed: int, title: str) -> dict[str, float]:
         """Train one variant; its figures, and the seconds that its steps took."""
@@ -161,7 +169,12 @@ class Bench:
                 trainer.train_batch(next(batches), phase, codec, people)
                 progress.update(task, completed=trainer.samples)
             seconds = time.monotonic() - began
-            return {**validate(trainer, self.labelled, codec, self.data), "seconds": round(seconds, 1)}
+            figures = {**validate(trainer, self.labelled, codec, self.data), "seconds": round(seconds, 1)}
+            if self.tumbling is not None:
+                found = predict_average(trainer, self.tumbling, codec)
+                metrics = pck(self.tumbling.people, found.keypoints, trainer.skeleton).metrics
+                figures[f"{TUMBLING.name} PCK@0.2"] = metrics["PCK@0.2"]
+            return figures
 
 
 def main() -> None:
@@ -218,8 +231,9 @@ def print_table(group: str, rows: list[dict[str, Any]], options: argparse.Namesp
             continue
         cells = []
         for figure in SHOWN:
-            values = [figures[figure] for figures in found]
-            cells.append(f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})")
+            values = [figures[figure] for figures in found if figure in figures]
+            spread = f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})" if values else ""
+            cells.append(spread)
         speed = statistics.mean(options.samples / figures["seconds"] for figures in found)
         table.add_row(name, *cells, f"{speed:.0f}")
     Console().print(table)

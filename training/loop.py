@@ -27,7 +27,7 @@ from model.errors import UserError
 from training.checkpoint import LATEST, TRUNK
 from training.config import ConfigError, Phase, TrainConfig
 from training.distributed import join_workers
-from training.evaluation import LabelledCrops, predict, score_people
+from training.evaluation import LabelledCrops, Predictions, predict, score_people
 from training.loader import Crops, draw_weights, loader
 from training.people import Person, keep_crops, read_people
 from training.pictures import write_sheet
@@ -200,6 +200,15 @@ class Speed:
 
 def validate(trainer: Trainer, labelled: LabelledCrops, codec: HeatmapCodec, data: Path) -> dict[str, float]:
     """Figures of the averaged weights, flip test, ground-truth boxes; writes a sheet of predictions."""
+    found = predict_average(trainer, labelled, codec)
+    chosen = np.linspace(0, len(labelled.people) - 1, min(SHOWN, len(labelled.people))).astype(int).tolist()
+    write_sheet(trainer.run / "pictures" / f"{trainer.samples:09d}.jpg", labelled, found, trainer.skeleton, chosen)
+    annotations = data / trainer.config.validation.annotations
+    return score_people(annotations, labelled.people, found, trainer.skeleton).metrics
+
+
+def predict_average(trainer: Trainer, labelled: LabelledCrops, codec: HeatmapCodec) -> Predictions:
+    """What the averaged weights find, with flip test."""
     average, config, device = trainer.average.network, trainer.config, trainer.device
 
     @torch.inference_mode()
@@ -208,10 +217,7 @@ def validate(trainer: Trainer, labelled: LabelledCrops, codec: HeatmapCodec, dat
         with torch.autocast(device.type, PRECISIONS[config.precision], enabled=config.precision != "float32"):
             return average(pixels).float()  # type: ignore[no-any-return]
 
-    found = predict(engine, labelled, codec, trainer.skeleton, flip_test=True)
-    chosen = np.linspace(0, len(labelled.people) - 1, min(SHOWN, len(labelled.people))).astype(int).tolist()
-    write_sheet(trainer.run / "pictures" / f"{trainer.samples:09d}.jpg", labelled, found, trainer.skeleton, chosen)
-    return score_people(data / config.validation.annotations, labelled.people, found, trainer.skeleton).metrics
+    return predict(engine, labelled, codec, trainer.skeleton, flip_test=True)
 
 
 def training_people(config: TrainConfig, data: Path) -> list[Person]:

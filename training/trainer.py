@@ -49,7 +49,7 @@ class Trainer:
         if workers.size > 1:
             if config.sync_batch_norm:
                 share_batch_norms(self.network)
-            self.parallel = DistributedDataParallel(self.network)
+            self.parallel = DistributedDataParallel(self.network, gradient_as_bucket_view=True)
         decayed = [p for p in self.network.parameters() if p.ndim > 1]
         plain = [p for p in self.network.parameters() if p.ndim <= 1]  # norms and biases
         groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
