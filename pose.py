@@ -6,6 +6,7 @@ Imports of PyTorch and friends happen inside the commands, so that `pose --help`
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -37,6 +38,9 @@ HEADLINES = ("AP", "AP50", "PCK@0.2")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. Errors a user can mend are one line on stderr and status 2."""
+    # PyTorch's threads wait for each other after each of a thousand operations. By default they spin there for
+    # milliseconds, which more than halves the speed on cores that others want too (benchmarks/waiting.py)
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     parser = build_parser()
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
