@@ -38,8 +38,8 @@ HEADLINES = ("AP", "AP50", "PCK@0.2")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. Errors a user can mend are one line on stderr and status 2."""
-    # PyTorch's threads wait for each other after each of a thousand operations. By default they spin there for
-    # milliseconds, which more than halves the speed on cores that others want too (benchmarks/waiting.py)
+    # PyTorch's threads wait for each other after each of a thousand operations. They spin there, by default thirty
+    # times as long as this, and on cores that others want too that slows all of them down (benchmarks/waiting.py)
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     parser = build_parser()
     options = parser.parse_args(arguments)
