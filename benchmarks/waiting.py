@@ -3,8 +3,8 @@
     python benchmarks/waiting.py
     python benchmarks/waiting.py --rounds 1 --batches 2
 
-Every parallel loop ends with threads that wait for the last one. They spin, which keeps that last one off its core where
-something else wants it. `pose` sets GOMP_SPINCOUNT=10000, a thirtieth of GNU OpenMP's default, and then they sleep.
+Every parallel loop ends with threads that wait for the last one. They spin, which keeps that last one off its core
+where something else wants it. `pose` sets GOMP_SPINCOUNT=10000, a thirtieth of GNU OpenMP's default; then they sleep.
 Every row runs in a process of its own, in turn, beside as many busy processes as the machine has cores, or none.
 """
 
