@@ -232,8 +232,7 @@ def print_table(group: str, rows: list[dict[str, Any]], options: argparse.Namesp
         cells = []
         for figure in SHOWN:
             values = [figures[figure] for figures in found if figure in figures]
-            spread = f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})" if values else ""
-            cells.append(spread)
+            cells.append(f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})" if values else "")
         speed = statistics.mean(options.samples / figures["seconds"] for figures in found)
         table.add_row(name, *cells, f"{speed:.0f}")
     Console().print(table)

@@ -9,7 +9,6 @@ Every row runs in a process of its own, in turn, beside as many busy processes a
 """
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -19,8 +18,9 @@ import time
 from rich.console import Console
 from rich.table import Table
 
+DEFAULT = "PyTorch's default"
 VARIANTS: dict[str, dict[str, str]] = {
-    "PyTorch's default": {},
+    DEFAULT: {},
     "GOMP_SPINCOUNT=10000, as `pose` sets it": {"GOMP_SPINCOUNT": "10000"},
     "OMP_WAIT_POLICY=PASSIVE": {"OMP_WAIT_POLICY": "PASSIVE"},
 }
@@ -54,7 +54,7 @@ def run(variables: dict[str, str], batches: int, neighbours: int) -> float:
         for process in busy:
             process.kill()
             process.wait()
-    return float(json.loads(done.stdout))
+    return float(done.stdout)
 
 
 def main() -> None:
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        sys.stdout.write(json.dumps(measure(options.batches)))
+        sys.stdout.write(str(measure(options.batches)))
         return
     cores = len(os.sched_getaffinity(0))
     rates: dict[tuple[str, int], list[float]] = {}
@@ -73,13 +73,13 @@ def main() -> None:
         for name, variables in VARIANTS.items():
             for neighbours in (0, cores):
                 rates.setdefault((name, neighbours), []).append(run(variables, options.batches, neighbours))
-    first = [statistics.median(rates[next(iter(VARIANTS)), neighbours]) for neighbours in (0, cores)]
+    medians = {key: statistics.median(values) for key, values in rates.items()}
     table = Table("threads wait", "alone, crops/s", "ratio", f"beside {cores} busy processes, crops/s", "ratio")
     for name in VARIANTS:
-        medians = [statistics.median(rates[name, neighbours]) for neighbours in (0, cores)]
         cells = []
-        for rate, base in zip(medians, first, strict=True):
-            cells += [f"{rate:.1f}", f"{rate / base:.2f}"]
+        for neighbours in (0, cores):
+            rate = medians[name, neighbours]
+            cells += [f"{rate:.1f}", f"{rate / medians[DEFAULT, neighbours]:.2f}"]
         table.add_row(name, *cells)
     Console().print(table)
 
