@@ -182,6 +182,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--size", type=int, help="input size in pixels; --publish: to serve at")
     sub.add_argument("--threads", type=int, help="CPU threads")
     sub.add_argument("--init", type=Path, metavar="PACKAGE", help="folder of a detector package to start from")
+    sub.add_argument(
+        "--mosaic", type=float, metavar="PART", help="of the pictures, made of four (default: 0; 1 is ultralytics' own)"
+    )
     sub.add_argument("--publish", action="store_true", help="only turn the run's weights into the bundled package")
     sub.add_argument(
         "--pose", default="sdhrnet_w32_coco", metavar="PACKAGE",
@@ -369,7 +372,7 @@ def train_detector(options: argparse.Namespace) -> int:
         return 0
     given = {
         **{"minutes": options.minutes, "image_size": options.size},
-        **{"threads": options.threads, "init": options.init},
+        **{"threads": options.threads, "init": options.init, "mosaic": options.mosaic},
     }
     chosen = {name: value for name, value in given.items() if value is not None}
     resume = (folder / "weights" / "last.pt").is_file()

@@ -14,8 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from app.canary import check_pose
 from app.pipeline import Pipeline
 from app.service import Service
+from model.card import Card
 from model.errors import PackageError, UserError
-from model.package import CARD, WEIGHTS, Card, find_package, read_card
+from model.package import CARD, WEIGHTS, find_package, read_card
 
 logger = logging.getLogger(__name__)
 

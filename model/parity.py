@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from model.card import Shift
 from model.errors import UserError
 from model.inference import KEYPOINT_THRESHOLD, Engine, cut_crops, estimate, to_picture
-from model.package import Package, Shift
+from model.package import Package
 
 COUNTS = KEYPOINT_THRESHOLD  # calibrated score
 SHARE = 0.2  # of the joints count at least, the best ones: an early network may score none of them so high

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from scipy.optimize import isotonic_regression
 
+from model.card import Calibration
 from model.codec import HeatmapCodec
-from model.package import Calibration
 from model.skeletons import Skeleton
 from training.evaluation import Predictions
 from training.oks import joint_oks

@@ -68,6 +68,8 @@ class DetectorConfig(pydantic.BaseModel):
     batch: int = pydantic.Field(default=16, ge=2)
     optimizer: str = "AdamW"  # MuSGD costs as much a step as a small batch takes to compute
     learning_rate: float = pydantic.Field(default=0.002, gt=0)  # ultralytics takes this for one class
+    mosaic: float = pydantic.Field(default=0.0, ge=0, le=1)  # part of the pictures made of four; none in the last 15 %
+    scale: float = pydantic.Field(default=0.25, ge=0, lt=1)  # pictures are drawn this part larger or smaller, at most
     threads: int = pydantic.Field(default=1, ge=1)
     workers: int = pydantic.Field(default=0, ge=0)  # 0 loads pictures in the training process
     device: str = "cpu"
@@ -128,7 +130,7 @@ def train_detector(config: DetectorConfig) -> Path:
         **{"imgsz": config.image_size, "batch": config.batch, "nbs": config.batch, "workers": config.workers},
         **{"epochs": NO_LIMIT, "patience": NO_LIMIT, "warmup_epochs": 0.0},  # the plan stops training
         **{"optimizer": config.optimizer, "lr0": config.learning_rate, "momentum": 0.9, "weight_decay": 5e-4},
-        **{"cache": "ram", "close_mosaic": 0, "mosaic": 1.0, "scale": 0.5, "degrees": 0.0, "fliplr": 0.5},
+        **{"cache": "ram", "close_mosaic": 0, "mosaic": config.mosaic, "scale": config.scale, "fliplr": 0.5},
         **{"amp": False if config.device == "cpu" else "bf16", "device": config.device, "seed": config.seed},
         **{"deterministic": False, "plots": False, "val": True, "exist_ok": True, "save_dir": str(run)},
     }

@@ -7,8 +7,9 @@ name gets a target, labelled or not, with all the teacher's doubt in it.
 import torch
 from torch import Tensor
 
+from model.card import IMAGENET_MEAN, IMAGENET_STD
 from model.codec import HeatmapCodec
-from model.package import IMAGENET_MEAN, IMAGENET_STD, load_package
+from model.package import load_package
 from model.skeletons import Skeleton, map_joints
 from training.config import ConfigError
 

@@ -12,11 +12,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from model.card import Evaluation
 from model.codec import HeatmapCodec
 from model.crop import Region
 from model.inference import Engine, estimate, person_scores, to_picture
 from model.networks.pixels import PixelNetwork
-from model.package import Evaluation, Package
+from model.package import Package
 from model.person_detector import PersonDetector
 from model.skeletons import Skeleton
 from training.boxes import Boxes, each_picture, pictures_by_id

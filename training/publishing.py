@@ -6,11 +6,12 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from model.card import Architecture, Calibration, Codec, Evaluation
+from model.card import DataSet as CardDataSet
 from model.codec import STRIDE
 from model.crop import PADDING
 from model.errors import PackageError, UserError
-from model.package import CARD, Architecture, Calibration, Codec, Evaluation, load_package, write_package
-from model.package import DataSet as CardDataSet
+from model.package import CARD, load_package, write_package
 from model.skeletons import SKELETONS, Skeleton
 from training.calibration import ScoredJoints, fit_calibration
 from training.checkpoint import LATEST, load_checkpoint

@@ -8,8 +8,9 @@ from typing import Literal
 
 import numpy as np
 
+from model.card import Card, Evaluation
 from model.inference import Engine
-from model.package import Card, Evaluation, Package, add_ranges
+from model.package import Package, add_ranges
 from model.parity import Crops, measure_shift
 from model.ranges import Ranges
 from training.boxes import Boxes, each_picture

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from model.package import Card, Evaluation
+from model.card import Card, Evaluation
 from training.pck import GROUPS
 
 AP_COLUMNS = {"AP": "AP", "AP50": "AP50", "AP75": "AP75", "APM": "AP-M", "APL": "AP-L", "AR": "AR"}

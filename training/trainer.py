@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from model.card import IMAGENET_MEAN, IMAGENET_STD
 from model.codec import HeatmapCodec
 from model.errors import UserError
 from model.networks import build
-from model.package import IMAGENET_MEAN, IMAGENET_STD
 from model.skeletons import SKELETONS
 from training.checkpoint import Average, load_checkpoint, save_checkpoint
 from training.config import ConfigError, Phase, TrainConfig

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from model.card import Evaluation
 from model.inference import Engine
-from model.package import Evaluation, Package
+from model.package import Package
 from model.person_detector import PersonDetector
 from model.skeletons import Skeleton
 from training.config import ConfigError, DataSet, data_folder

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from app.errors import OverloadError
 from app.schemas import ErrorResponse
 from app.service import Service
-from model.package import Calibration, DataSet, Evaluation
+from model.card import Calibration, DataSet, Evaluation
 
 router = APIRouter()
 

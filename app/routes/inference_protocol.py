@@ -17,7 +17,7 @@ from app.errors import RequestError
 from app.routes.about import health, ready
 from app.schemas import ProtocolError
 from app.service import Service
-from model.package import Card
+from model.card import Card
 
 router = APIRouter()
 

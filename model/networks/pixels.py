@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from model.package import Card
+from model.card import Card
 
 
 class PixelNetwork(nn.Module):

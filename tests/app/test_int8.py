@@ -16,9 +16,10 @@ from app.engines import Runtime, choose_runtime, create_pose_engine
 from app.engines.int8 import QuantiseError, find_ranges, insert_ranges
 from app.engines.openvino import OpenVINOEngine, convert
 from app.settings import Settings, SettingsError
+from model.card import Evaluation, Shift
 from model.errors import PackageError
 from model.networks.blocks import conv_bn
-from model.package import CARD, INT8, Evaluation, Shift, add_ranges, load_package
+from model.package import CARD, INT8, add_ranges, load_package
 from model.ranges import Ranges, read_ranges, write_ranges
 
 CROPS = np.random.default_rng(0).integers(0, 256, (12, 32, 24, 3), np.uint8)

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.card import IMAGENET_MEAN, IMAGENET_STD
 from model.codec import HeatmapCodec
 from model.inference import cut_crops, estimate, to_picture
 from model.networks.pixels import PixelNetwork
-from model.package import IMAGENET_MEAN, IMAGENET_STD, load_package
+from model.package import load_package
 from model.skeletons import COCO
 
 BUS_PEOPLE = np.array([[50, 400, 245, 903], [223, 405, 345, 860], [670, 380, 809, 880]], np.float32)

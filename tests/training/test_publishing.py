@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from model.card import Calibration
 from model.networks import build
-from model.package import CARD, WEIGHTS, Calibration, load_package, read_card
+from model.package import CARD, WEIGHTS, load_package, read_card
 from model.skeletons import COCO, LSP
 from training.checkpoint import LATEST, save_checkpoint
 from training.config import DataSet, TrainConfig

@@ -15,8 +15,9 @@ from rich.console import Console
 from torch import Tensor
 
 import pose
+from model.card import Card, Evaluation
 from model.crop import Region, transform
-from model.package import Card, Evaluation, Package, load_package
+from model.package import Package, load_package
 from model.skeletons import COCO
 from training.boxes import Boxes, load_detector, pictures_by_id
 from training.config import ConfigError, DataSet
