@@ -53,7 +53,7 @@ class DetectorConfig(pydantic.BaseModel):
 
     Ends after `minutes` of wall clock where given, else after `epochs`; the whole schedule is stretched to fit.
     `resume` continues from `weights/last.pt` of the run folder: `minutes` then counts from the restart, `epochs` from
-    the first start, and network, optimizer and learning rate stay as they were.
+    the first start; network, optimizer, learning rate, `mosaic` and `scale` stay as they were.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
