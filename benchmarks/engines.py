@@ -34,7 +34,8 @@ from torch import nn
 from app.batching import batch_sizes
 from app.engines import Runtime, create_engine
 from app.engines.choice import EXACT, NARROW
-from app.engines.openvino import convert, has_bf16, keep_float32
+from app.engines.openvino import convert, keep_float32
+from model.cpu import has_bf16
 from model.folding import fold_gates
 from model.inference import Engine
 from model.networks import build

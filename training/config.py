@@ -121,7 +121,9 @@ class TrainConfig(_Section):
     decay_steps: list[float] = Field([], description="step: shares of the run at which the rate falls to a tenth")
     clip: float = Field(5.0, gt=0, description="largest gradient norm")
     ema: float = Field(0.998, ge=0, lt=1, description="decay of the averaged weights per step; 0 does not average")
-    precision: Literal["bf16", "fp16", "float32"] = "bf16"
+    precision: Literal["auto", "bf16", "fp16", "float32"] = Field(
+        "auto", description="auto: bf16 where the hardware has it, else float32; fp16 is for older GPUs"
+    )
     augmentation: Augmentation = Augmentation()
     seed: int = 0
     sync_batch_norm: bool = Field(

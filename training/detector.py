@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pydantic
 
+from model.cpu import has_bf16
 from model.offline import keep_ultralytics_offline
 from model.package import Package, replace_folder
 from model.person_detector import CARD, NETWORK, WEIGHTS, PersonDetector
@@ -73,7 +74,7 @@ class DetectorConfig(pydantic.BaseModel):
     threads: int = pydantic.Field(default=1, ge=1)
     workers: int = pydantic.Field(default=0, ge=0)  # 0 loads pictures in the training process
     device: str = "cpu"
-    bf16: bool = True  # doubles the speed where the CPU has AVX512-BF16 or AMX, halves it where it has not
+    bf16: bool = pydantic.Field(default_factory=has_bf16)  # doubles the speed where the CPU has it, else halves it
     seed: int = 0
     resume: bool = False
 

@@ -32,7 +32,7 @@ from training.loader import Crops, draw_weights, loader
 from training.people import Person, keep_crops, read_people
 from training.pictures import write_sheet
 from training.summary import FIGURES, add_row, draw_summary
-from training.trainer import PRECISIONS, Trainer, normalise
+from training.trainer import Trainer, normalise
 
 SHOWN = 32  # people on the sheet of predictions
 
@@ -209,12 +209,12 @@ def validate(trainer: Trainer, labelled: LabelledCrops, codec: HeatmapCodec, dat
 
 def predict_average(trainer: Trainer, labelled: LabelledCrops, codec: HeatmapCodec) -> Predictions:
     """What the averaged weights find, with flip test."""
-    average, config, device = trainer.average.network, trainer.config, trainer.device
+    average, device = trainer.average.network, trainer.device
 
     @torch.inference_mode()
     def engine(crops: np.ndarray) -> Tensor:
         pixels = normalise(torch.from_numpy(crops).to(device))
-        with torch.autocast(device.type, PRECISIONS[config.precision], enabled=config.precision != "float32"):
+        with trainer.autocast():
             return average(pixels).float()  # type: ignore[no-any-return]
 
     return predict(engine, labelled, codec, trainer.skeleton, flip_test=True)

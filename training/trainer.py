@@ -1,6 +1,7 @@
 """One run's state and its optimiser step: the network, its average, the optimiser, and how many samples they saw."""
 
 import contextlib
+import logging
 import math
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from model.card import IMAGENET_MEAN, IMAGENET_STD
 from model.codec import HeatmapCodec
+from model.cpu import has_bf16
 from model.errors import UserError
 from model.networks import build
 from model.skeletons import SKELETONS
@@ -23,6 +25,8 @@ from training.people import Person
 from training.warm_start import warm_start
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32}
+
+log = logging.getLogger("pose.training")
 
 
 class NotFiniteError(UserError):
@@ -54,7 +58,8 @@ class Trainer:
         plain = [p for p in self.network.parameters() if p.ndim <= 1]  # norms and biases
         groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
+        self.precision = arithmetic(config.precision, self.device)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.teacher = None
         if config.distillation is not None:
             self.teacher = Teacher(config.distillation.teacher, self.skeleton, self.device)
@@ -137,13 +142,17 @@ class Trainer:
         self.average.update(self.network, self.step)
         return value
 
+    def autocast(self) -> torch.autocast:
+        """The run's arithmetic, for the network's forward pass."""
+        return torch.autocast(self.device.type, PRECISIONS[self.precision], enabled=self.precision != "float32")
+
     def _loss(
         self, crops: Tensor, keypoints: Tensor, weights: Tensor, codec: HeatmapCodec, amount: Tensor, batch: int
     ) -> Tensor:
         """A part's share of the loss of a batch whose labels count for `amount` and that has `batch` crops here."""
         config = self.config
         pixels = normalise(crops)
-        with torch.autocast(self.device.type, PRECISIONS[config.precision], enabled=config.precision != "float32"):
+        with self.autocast():
             raw = self.parallel(pixels)
             soft = None if self.teacher is None else self.teacher.targets(pixels)
         loss = heatmap_loss(raw, codec.encode(keypoints), weights, config.loss, config.hard_joints) / amount
@@ -165,6 +174,14 @@ def normalise(crops: Tensor) -> Tensor:
     """(N, H, W, 3) uint8 RGB -> (N, 3, H, W) float32, ImageNet-normalised; channels-last in memory."""
     mean, std = (crops.new_tensor(v, dtype=torch.float32) * 255 for v in (IMAGENET_MEAN, IMAGENET_STD))
     return ((crops.float() - mean) / std).permute(0, 3, 1, 2)
+
+
+def arithmetic(precision: str, device: torch.device) -> str:
+    """`precision` with `auto` decided: bf16 where the hardware multiplies it, else float32."""
+    fast = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else has_bf16()
+    if precision == "bf16" and not fast:
+        log.warning("this %s only imitates bf16, slowly: precision auto or float32 is faster", device.type.upper())
+    return ("bf16" if fast else "float32") if precision == "auto" else precision
 
 
 def learning_rate(config: TrainConfig, samples: int) -> float:

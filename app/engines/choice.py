@@ -17,8 +17,9 @@ import openvino
 import model
 from app.batching import batch_sizes
 from app.engines.int8 import find_ranges
-from app.engines.openvino import OpenVINOEngine, convert_cached, has_bf16
+from app.engines.openvino import OpenVINOEngine, convert_cached
 from app.settings import Settings, SettingsError
+from model.cpu import has_bf16
 from model.errors import PackageError
 from model.inference import Engine
 from model.package import Package, open_package

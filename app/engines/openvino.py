@@ -51,11 +51,6 @@ MARKED = b"""<net name="marked" version="11"><layers>
 </layers><edges><edge from-layer="0" from-port="0" to-layer="1" to-port="0"/></edges></net>"""
 
 
-def has_bf16() -> bool:
-    """Whether this CPU multiplies bf16 in hardware."""
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-
-
 class OpenVINOEngine:
     """One network. Any batch size; an item's result does not depend on its neighbours.
 

@@ -13,8 +13,8 @@ from serving import ROOT, single_thread
 
 from app.detector import WholePicture, choose_detector
 from app.engines import Runtime, choose_runtime, convert_apart, create_pose_engine, on_one_core
-from app.engines.openvino import has_bf16
 from app.settings import Settings, SettingsError
+from model.cpu import has_bf16
 from model.errors import PackageError
 from model.inference import estimate
 from model.networks.pixels import PixelNetwork

@@ -10,10 +10,10 @@ import torch
 from serving import Running, run_server
 
 from app.engines import Runtime, create_pose_engine
-from app.engines.openvino import has_bf16
 from app.images import decode
 from app.service import load
 from app.settings import Settings
+from model.cpu import has_bf16
 from model.networks.pixels import PixelNetwork
 from model.package import Package, load_package
 from model.parity import GATE, Crops, Limits, check_shift, cut_around, join, measure_shift

@@ -54,6 +54,27 @@ def test_half_precision_computes_nearly_the_same_loss(config: TrainConfig, tmp_p
     assert losses[0] == pytest.approx(losses[1], rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("asked", "fast", "used"),
+    [("auto", True, "bf16"), ("auto", False, "float32"), ("float32", True, "float32"), ("bf16", False, "bf16")],
+)
+def test_half_precision_is_the_default_where_the_cpu_has_it(
+    config: TrainConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    asked: str,
+    fast: bool,
+    used: str,
+) -> None:
+    monkeypatch.setattr("training.trainer.has_bf16", lambda: fast)
+    trainer = Trainer(config.model_copy(update={"precision": asked}), tmp_path, ALONE)
+    with trainer.autocast():
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == {"bf16": torch.bfloat16, "float32": torch.float32}[used]
+    assert ("only imitates bf16" in caplog.text) == (asked == "bf16" and not fast)
+
+
 def test_a_student_learns_from_its_teacher_alone(config: TrainConfig, pose_package: Path, tmp_path: Path) -> None:
     taught = config.model_copy(update={"distillation": Distillation(teacher=str(pose_package), weight=1.0)})
     trainer = Trainer(taught, tmp_path, ALONE)
