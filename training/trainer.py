@@ -180,7 +180,8 @@ def arithmetic(precision: str, device: torch.device) -> str:
     """`precision` with `auto` decided: bf16 where the hardware multiplies it, else float32."""
     fast = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else has_bf16()
     if precision == "bf16" and not fast:
-        log.warning("this %s only imitates bf16, slowly: precision auto or float32 is faster", device.type.upper())
+        name, better = ("GPU", "fp16") if device.type == "cuda" else ("CPU", "float32")
+        log.warning("this %s only imitates bf16, slowly: precision %s is faster", name, better)
     return ("bf16" if fast else "float32") if precision == "auto" else precision
 
 
