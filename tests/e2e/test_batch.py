@@ -10,9 +10,10 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from serving import Gate, Running, encode_picture, metric, wait_until
+from serving import Gate, Running, encode_picture, metric, one_by_one, wait_until
 
 from app.main import create_app
+from app.pipeline import Pipeline
 from app.settings import Settings
 
 RANDOM = np.random.default_rng(0)
@@ -58,9 +59,9 @@ def same(entry: dict[str, object], alone: dict[str, object]) -> None:
 
 
 def test_bad_pictures_are_errors_in_their_places_and_do_not_spoil_their_neighbours(
-    start: Callable[..., Running], pictures: dict[str, bytes]
+    start: Callable[..., Running], pipeline: Pipeline, pictures: dict[str, bytes]
 ) -> None:
-    server = start(max_pixels=1_000_000)
+    server = start(engine=one_by_one(pipeline.engine), max_pixels=1_000_000)
     bomb = encode_picture(np.zeros((1001, 1000, 3), np.uint8))
     bus, zidane = pictures["bus"], pictures["zidane"]
     sent = [bus, bus[:20_000], zidane, bomb, PNG, b"", GIF, b"hello", JPEG_HEAD, bus]
@@ -81,7 +82,10 @@ def test_bad_pictures_are_errors_in_their_places_and_do_not_spoil_their_neighbou
     assert metric(server, 'pose_requests_total{route="/pose/batch",status="200"}') == 2
 
 
-def test_options_hold_for_all_pictures(server: Running, pictures: dict[str, bytes]) -> None:
+def test_options_hold_for_all_pictures(
+    start: Callable[..., Running], pipeline: Pipeline, pictures: dict[str, bytes]
+) -> None:
+    server = start(engine=one_by_one(pipeline.engine))
     boxes = [[60.0, 40.0, 240.0, 500.0], [220.0, 40.0, 350.0, 470.0]]
     text = {"boxes": json.dumps(boxes), "flip_test": "true"}
     both = [pictures["bus"], pictures["zidane"]]
