@@ -4,6 +4,7 @@ Every process takes its share of every batch. Batch statistics, the loss and its
 so a run on several processes computes what one process computes, up to the rounding of sums.
 """
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ class Workers:
 
     @property
     def first(self) -> bool:
-        """Whether this process is the one that validates, writes and shows progress."""
+        """Whether this process is the one that validates, writes, logs and shows progress."""
         return self.rank == 0
 
     def total(self, value: Tensor) -> Tensor:
@@ -59,8 +60,11 @@ def join_workers() -> Iterator[Workers]:
     if cuda:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if cuda else "gloo")
+    workers = Workers(dist.get_rank(), size, device)
+    if not workers.first:  # what all would say, the first one says
+        logging.getLogger("pose").setLevel(logging.ERROR)
     try:
-        yield Workers(dist.get_rank(), size, device)
+        yield workers
     finally:
         dist.destroy_process_group()
 

@@ -55,11 +55,11 @@ def train(config: TrainConfig, data: Path, run: Path) -> dict[str, float]:
     if config.threads:
         torch.set_num_threads(config.threads)
     run.mkdir(parents=True, exist_ok=True)
-    people = training_people(config, data)
-    if len(people) < 2:
-        raise ConfigError("fewer than two people to train on: see min_joints and min_height, and `pose data check`")
-    config = config.resolve(len(people))
     with join_workers() as workers, stop_requests() as stop:
+        people = training_people(config, data)
+        if len(people) < 2:
+            raise ConfigError("fewer than two people to train on: see min_joints and min_height, and `pose data check`")
+        config = config.resolve(len(people))
         trainer = Trainer(config, run, workers)
         if (run / LATEST).is_file():
             trainer.load(run / LATEST)

@@ -2,6 +2,7 @@
 many batch norms take their statistics over all processes."""
 
 import json
+import logging
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from training.trainer import Trainer
 
 
 def main() -> None:
+    logging.basicConfig(level=logging.INFO)
     config = load_config(sys.argv[1], sys.argv[2:])
     [phase] = config.phases
     with join_workers() as workers:

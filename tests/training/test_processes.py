@@ -73,6 +73,7 @@ def six_steps(
         env=environment, capture_output=True, encoding="utf-8", check=False, timeout=200,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr
+    assert finished.stderr.count("people used") == 1  # one set, and one process that says so
     losses, shared = json.loads(finished.stdout)
     assert losses[0] - losses[-1] > 0.05  # it learns, so later losses depend on the earlier steps
     return losses, shared
