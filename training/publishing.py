@@ -18,6 +18,7 @@ from training.checkpoint import LATEST, load_checkpoint
 from training.config import DataSet, TrainConfig
 from training.loop import training_people
 from training.measuring import TorchEngine, find
+from training.mixing import Mix
 from training.provenance import git_commit
 from training.validation import shared_sets
 
@@ -31,7 +32,13 @@ class PublishError(UserError):
 
 
 def publish_run(
-    run: Path, data: Path, packages: Path, size: tuple[int, int] | None = None, *, force: bool = False
+    run: Path,
+    data: Path,
+    packages: Path,
+    size: tuple[int, int] | None = None,
+    *,
+    mix: Mix | None = None,
+    force: bool = False,
 ) -> Path:
     """Write `packages/<name of the run's configuration>`; returns its folder.
 
@@ -41,9 +48,11 @@ def publish_run(
         run: folder that `pose train` wrote.
         data: folder of the data sets.
         size: input (height, width) to serve at; by default the size the run ended with.
+        mix: a package whose weights have a share in those that are published.
         force: replace a package that scores higher.
 
     Raises:
+        MixError: see `Mix.into`.
         PublishError: no checkpoint, or the package it would replace scores higher under the same protocol.
     """
     checkpoint = run / LATEST
@@ -75,10 +84,10 @@ def publish_run(
         ],
         "recipe": {
             "samples": state["samples"], "steps": state["step"], "started_from": state["started_from"],
-            **config.model_dump(mode="json", exclude={"data"}),
+            "mixed_with": str(mix) if mix else None, **config.model_dump(mode="json", exclude={"data"}),
         },
     }  # fmt: skip
-    weights = state["average"]
+    weights = mix.into(state["average"], SKELETONS[config.skeleton]) if mix else state["average"]
     target = packages / config.name
     with tempfile.TemporaryDirectory() as scratch:
         trial = Path(scratch) / config.name

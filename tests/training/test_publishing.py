@@ -11,10 +11,11 @@ import torch
 
 from model.card import Calibration
 from model.networks import build
-from model.package import CARD, WEIGHTS, load_package, read_card
+from model.package import CARD, WEIGHTS, load_package, read_card, write_package
 from model.skeletons import COCO, LSP
-from training.checkpoint import LATEST, save_checkpoint
+from training.checkpoint import LATEST, load_checkpoint, save_checkpoint
 from training.config import DataSet, TrainConfig
+from training.mixing import Mix, MixError
 from training.publishing import PublishError, deciding_metric, publish_run, refuse_worse
 
 NO_NETWORK = "the figure on the card must do"
@@ -100,6 +101,33 @@ def test_a_package_without_a_figure_of_the_protocol_is_measured_before_it_is_rep
     assert "holds no figure of this protocol: measuring" in caplog.text
     value = figure.metrics["AP"]
     assert f"{value:.2f}, before {value:.2f} (+0.00)" in caplog.text
+
+
+def test_weights_between_a_run_and_a_package_are_published(
+    run: Path, standing: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.validation.VALIDATION_SETS", {})
+    mine, card = load_checkpoint(run / LATEST)["average"], read_card(standing)
+    theirs = {name: value + 1 if value.is_floating_point() else value for name, value in mine.items()}
+    fields = {name: getattr(card, name) for name in type(card).model_fields if name not in ("sha256", "files")}
+    write_package(standing, fields, theirs)
+    partner = load_package(str(standing))
+    package = load_package(str(publish_run(run, data, tmp_path / "mixed", mix=Mix(partner, 0.25))))
+    for name, value in package.network.state_dict().items():
+        moved = 0.25 if value.is_floating_point() else 0
+        torch.testing.assert_close(value, mine[name] + moved, rtol=2e-3, atol=2e-3)  # float16 on the disk
+    assert package.card.recipe["mixed_with"] == f"0.25 of tiny {card.version} ({partner.card.sha256[:12]})"
+
+
+def test_weights_that_do_not_go_together_are_not_mixed(published: Path) -> None:
+    package = load_package(str(published))
+    for share in (0, 1, -0.5, float("nan")):
+        with pytest.raises(MixError, match="between 0 and 1"):
+            Mix(package, share)
+    with pytest.raises(MixError, match=r"tiny is a sdhrnet_w16, another network: \d+ layers"):
+        Mix(package, 0.5).into(build("sdhrnet_w32", 17).state_dict(), COCO)
+    with pytest.raises(MixError, match="tiny has skeleton coco17, the run lsp14"):
+        Mix(package, 0.5).into(package.network.state_dict(), LSP)
 
 
 def test_a_lower_figure_is_refused_and_the_difference_said(standing: Path, data: Path, data_set: DataSet) -> None:
