@@ -145,8 +145,10 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("folder", type=Path, metavar="RUN")
     sub.add_argument("-o", "--output", type=Path, help="folder of packages (default: the bundled ones)")
     sub.add_argument("--size", help="input size HxW to serve at (default: the last phase's)")
-    sub.add_argument("--mix", metavar="PACKAGE", help="publish weights between the run's and those of this package")
-    sub.add_argument("--share", type=float, default=0.5, help="--mix: the package's share (default: %(default)s)")
+    sub.add_argument(
+        "--mix", nargs=2, metavar=("PACKAGE", "SHARE"),
+        help="publish weights between the run's and a package's, which has SHARE of them, such as 0.35",
+    )  # fmt: skip
     sub.add_argument("--force", action="store_true", help="replace a package that scores higher")
 
     sub = command("quantise", quantise, "add int8 ranges to a weight package", "pose quantise packages/mine")
@@ -307,14 +309,14 @@ def publish(options: argparse.Namespace) -> int:
     """`pose publish`."""
     from rich.console import Console
 
-    from model.package import BUNDLED, load_package, read_card
+    from model.package import BUNDLED, read_card
     from training.config import data_folder
     from training.mixing import Mix
     from training.publishing import parse_size, publish_run
     from training.report import build_report
 
     size = parse_size(options.size) if options.size else None
-    mix = Mix(load_package(options.mix), options.share) if options.mix else None
+    mix = Mix.parse(*options.mix) if options.mix else None
     packages = options.output or BUNDLED
     folder = publish_run(options.folder, data_folder(), packages, size, mix=mix, force=options.force)
     card = read_card(folder)

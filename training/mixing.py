@@ -6,11 +6,12 @@ after further training can be better than both.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Self
 
 from torch import Tensor
 
 from model.errors import UserError
-from model.package import Package
+from model.package import Package, load_package
 from model.skeletons import Skeleton
 
 
@@ -32,6 +33,20 @@ class Mix:
     def __post_init__(self) -> None:
         if not 0 < self.share < 1:
             raise MixError(f"a share of weights lies between 0 and 1: {self.share} does not")
+
+    @classmethod
+    def parse(cls, name: str, share: str) -> Self:
+        """From a command line: a bundled package's name or a folder, and a number.
+
+        Raises:
+            PackageError: no such package, or a damaged one.
+            MixError: the share is none.
+        """
+        try:
+            number = float(share)
+        except ValueError:
+            raise MixError(f"a share of weights is a number between 0 and 1, such as 0.35, not {share!r}") from None
+        return cls(load_package(name), number)
 
     def __str__(self) -> str:
         card = self.package.card

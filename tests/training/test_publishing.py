@@ -121,9 +121,10 @@ def test_weights_between_a_run_and_a_package_are_published(
 
 def test_weights_that_do_not_go_together_are_not_mixed(published: Path) -> None:
     package = load_package(str(published))
-    for share in (0, 1, -0.5, float("nan")):
-        with pytest.raises(MixError, match="between 0 and 1"):
-            Mix(package, share)
+    assert Mix.parse(str(published), "0.35").share == 0.35
+    for share in ("0", "1", "-0.5", "nan", "half"):
+        with pytest.raises(MixError, match=f"between 0 and 1.*{share}"):
+            Mix.parse(str(published), share)
     with pytest.raises(MixError, match=r"tiny is a sdhrnet_w16, another network: \d+ layers"):
         Mix(package, 0.5).into(build("sdhrnet_w32", 17).state_dict(), COCO)
     with pytest.raises(MixError, match="tiny has skeleton coco17, the run lsp14"):
