@@ -153,10 +153,10 @@ class Reloader:
         service.notes = []
         if pipeline is None:
             service.metrics.reloads.labels("unchanged").inc()
-            logger.info("no reload: the package is %s, which serves already", _describe(current.package.card))
+            logger.info("no reload: the package is %s, which serves already", current.package.card.identity)
         elif service.ready:
             service.metrics.reloads.labels("ok").inc()
-            old, new = _describe(current.package.card), _describe(pipeline.package.card)
+            old, new = current.package.card.identity, pipeline.package.card.identity
             logger.info("pose %s serves, loaded and warm after %.1f s; before it %s", new, pipeline.load_seconds, old)
             await service.swap(pipeline)
 
@@ -164,11 +164,7 @@ class Reloader:
         reason = " ".join(str(error).split())[:LONGEST]
         if not isinstance(error, UserError):
             reason = f"{type(error).__name__}: {reason}"
-        note = f"reload refused, {_describe(serving)} goes on serving: {reason}"
+        note = f"reload refused, {serving.identity} goes on serving: {reason}"
         self.service.notes = [note]
         self.service.metrics.reloads.labels("refused").inc()
         logger.error(note)
-
-
-def _describe(card: Card) -> str:
-    return f"{card.name} {card.version} ({card.sha256[:12]})"

@@ -129,3 +129,8 @@ class Card(_Record):
     evaluation: list[Evaluation]
     calibration: Calibration | None = None
     int8: Quantisation | None = None
+
+    @property
+    def identity(self) -> str:
+        """Which weights these are, for people: name, version and the beginning of the checksum."""
+        return f"{self.name} {self.version} ({self.sha256[:12]})"

@@ -49,8 +49,7 @@ class Mix:
         return cls(load_package(name), number)
 
     def __str__(self) -> str:
-        card = self.package.card
-        return f"{self.share:g} of {card.name} {card.version} ({card.sha256[:12]})"
+        return f"{self.share:g} of {self.package.card.identity}"
 
     def into(self, weights: Mapping[str, Tensor], skeleton: Skeleton) -> dict[str, Tensor]:
         """`share` of the package's weights and the rest from `weights`, a network's state; its counters are kept.

@@ -20,7 +20,7 @@ PART_COLUMNS = (*GROUPS, "mean")
 def build_report(card: Card, engine: str, report: Sequence[Evaluation]) -> Group:
     """Tables for the terminal: COCO's figures, then the shares of joints near enough; intervals below."""
     height, width = card.input_size
-    title = Text(f"{card.name} {card.version} ({card.sha256[:12]}), {height}x{width}, engine {engine}", "bold")
+    title = Text(f"{card.identity}, {height}x{width}, engine {engine}", "bold")
     parts: list[Table | Text] = [title]
     scored = [entry for entry in report if "AP" in entry.metrics]
     if scored:

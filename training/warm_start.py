@@ -51,4 +51,4 @@ def warm_start(network: nn.Module, package_name: str, skeleton: Skeleton) -> str
     network.load_state_dict(source)
     card = package.card
     log.info("starting from %s %s, %d of %d joints", card.name, card.version, known.sum(), len(skeleton))
-    return f"{card.name} {card.version} ({card.sha256[:12]})"
+    return card.identity

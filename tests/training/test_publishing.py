@@ -109,8 +109,7 @@ def test_weights_between_a_run_and_a_package_are_published(
     monkeypatch.setattr("training.validation.VALIDATION_SETS", {})
     mine, card = load_checkpoint(run / LATEST)["average"], read_card(standing)
     theirs = {name: value + 1 if value.is_floating_point() else value for name, value in mine.items()}
-    fields = {name: getattr(card, name) for name in type(card).model_fields if name not in ("sha256", "files")}
-    write_package(standing, fields, theirs)
+    write_package(standing, card.model_dump(exclude={"sha256"}), theirs)
     partner = load_package(str(standing))
     package = load_package(str(publish_run(run, data, tmp_path / "mixed", mix=Mix(partner, 0.25))))
     for name, value in package.network.state_dict().items():
