@@ -244,7 +244,9 @@ def train(options: argparse.Namespace) -> int:
     """`pose train`."""
     from training.config import data_folder, load_config, runs_folder
     from training.loop import train as run
+    from training.memory import keep_memory
 
+    keep_memory()
     changes = list(options.changes)
     changes += [f"{key}={value}" for key in ("init", "threads") if (value := getattr(options, key)) is not None]
     config = load_config(options.config, changes)
@@ -370,7 +372,9 @@ def train_detector(options: argparse.Namespace) -> int:
     from training.config import data_folder, runs_folder
     from training.detector import DetectorConfig, publish_detector
     from training.detector import train_detector as run
+    from training.memory import keep_memory
 
+    keep_memory()
     folder = options.folder or runs_folder() / "detector"
     if options.publish:
         pose = load_package(options.pose)
