@@ -8,12 +8,11 @@ import pytest
 
 TOUCH = """
 import resource
-import numpy as np
 from training.memory import keep_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    arrays = [np.ones(6 << 20) for _ in range(4)]  # 48 MB each
+    blocks = [b"x" * (48 << 20) for _ in range(8)]
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 if KEEP:
@@ -29,8 +28,8 @@ def test_freed_memory_is_used_again_without_asking_the_system() -> None:
         int(subprocess.run([sys.executable, "-c", f"KEEP = {keep}\n{TOUCH}"], check=True, capture_output=True).stdout)
         for keep in (False, True)
     )
-    assert kept < 100
-    assert returned > 1000 + kept
+    assert returned >= 8 * 24  # where pages are huge, of 2 MB; else 512 times as many
+    assert kept < returned / 4
 
 
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
