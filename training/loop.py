@@ -11,7 +11,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,7 +64,8 @@ def train(config: TrainConfig, data: Path, run: Path) -> dict[str, float]:
         if (run / LATEST).is_file():
             trainer.load(run / LATEST)
             log.info("resumed %s at sample %d of %d", run, trainer.samples, config.samples)
-        with Progress(*COLUMNS, disable=not workers.first) as progress, SummaryWriter(run) as board:
+        writer = SummaryWriter(run) if workers.first else nullcontext()
+        with Progress(*COLUMNS, disable=not workers.first) as progress, writer as board:
             session = Session(trainer, data, people, progress, board, stop)
             if workers.first:
                 (run / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
@@ -86,7 +87,7 @@ class Session:
     data: Path
     people: list[Person]
     progress: Progress
-    board: SummaryWriter
+    board: SummaryWriter | None  # of the first process
     stop: list[int]
     figures: dict[str, float] = field(default_factory=dict)
     loss: float = math.nan  # running mean
@@ -148,9 +149,13 @@ class Session:
         note = f"{size} {rate} loss {self.loss:.3f} {figure}"
         self.progress.update(self.task, completed=trainer.samples, note=note)
         if trainer.step % 20 == 0:
-            scalars = {"loss": self.loss, "learning rate": trainer.rate, **speed.figures(trainer.samples)}
-            for name, value in scalars.items():
-                self.board.add_scalar(name, value, trainer.samples)
+            self._record({"loss": self.loss, "learning rate": trainer.rate, **speed.figures(trainer.samples)})
+
+    def _record(self, scalars: dict[str, float]) -> None:
+        """Give figures to TensorBoard."""
+        assert self.board is not None
+        for name, value in scalars.items():
+            self.board.add_scalar(name, value, self.trainer.samples)
 
     def _save(self, speed: str) -> None:
         trainer = self.trainer
@@ -168,8 +173,8 @@ class Session:
         table = trainer.run / "results.csv"
         add_row(table, row)
         draw_summary(table, table.with_suffix(".png"), trainer.config.name)
-        for name, value in self.figures.items():
-            self.board.add_scalar(f"validation/{name}", value, trainer.samples)
+        self._record({f"validation/{name}": value for name, value in self.figures.items()})
+        assert self.board is not None
         self.board.flush()
         log.info("validation %s", json.dumps(row))
 

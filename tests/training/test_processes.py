@@ -89,3 +89,15 @@ def test_two_processes_train_as_one(configuration: Path, environment: dict[str, 
 def test_processes_may_keep_their_batch_statistics(configuration: Path, environment: dict[str, str]) -> None:
     _, shared = six_steps(configuration, environment, 2, "sync_batch_norm=false")
     assert shared == 0
+
+
+def test_one_of_two_processes_writes_the_run(command: list[str], environment: dict[str, str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [sys.executable, *launch, *command, "--output", str(run), "--set", "phases.0.samples=16"],
+        env=environment, capture_output=True, encoding="utf-8", check=False, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(list(run.glob("events.out.tfevents.*"))) == 1
+    assert [line.split(",")[0] for line in (run / "results.csv").read_text().splitlines()] == ["samples", "16"]
