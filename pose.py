@@ -372,9 +372,7 @@ def train_detector(options: argparse.Namespace) -> int:
     from training.config import data_folder, runs_folder
     from training.detector import DetectorConfig, publish_detector
     from training.detector import train_detector as run
-    from training.memory import keep_memory
 
-    keep_memory()
     folder = options.folder or runs_folder() / "detector"
     if options.publish:
         pose = load_package(options.pose)
