@@ -156,7 +156,6 @@ class Session:
         assert self.board is not None
         for name, value in scalars.items():
             self.board.add_scalar(name, value, self.trainer.samples)
-        self.board.flush()
 
     def _save(self, speed: str) -> None:
         trainer = self.trainer
@@ -175,6 +174,8 @@ class Session:
         add_row(table, row)
         draw_summary(table, table.with_suffix(".png"), trainer.config.name)
         self._record({f"validation/{name}": value for name, value in self.figures.items()})
+        assert self.board is not None
+        self.board.flush()
         log.info("validation %s", json.dumps(row))
 
 

@@ -60,19 +60,24 @@ def test_a_killed_run_goes_on_bit_for_bit(command: list[str], environment: dict[
         assert all(torch.equal(value, other[part][name]) for name, value in one[part].items())
 
 
+def torchrun(processes: int, command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """A script run by several processes to its good end."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    finished = subprocess.run(
+        launch + command, env=environment, capture_output=True, encoding="utf-8", check=False, timeout=200
+    )
+    assert finished.returncode == 0, finished.stderr
+    return finished
+
+
 def six_steps(
     configuration: Path, environment: dict[str, str], processes: int, *changes: str
 ) -> tuple[list[float], int]:
     """Losses of one run's first steps, and how many of its batch norms the processes share; fails where the processes
     end with different weights."""
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     script = [str(Path(__file__).with_name("print_losses.py")), str(configuration)]
     settings = ["learning_rate=0.003", "warmup_samples=0", "phases.0.batch=16", *changes]
-    finished = subprocess.run(
-        [sys.executable, *launch, *script, *settings],
-        env=environment, capture_output=True, encoding="utf-8", check=False, timeout=200,
-    )  # fmt: skip
-    assert finished.returncode == 0, finished.stderr
+    finished = torchrun(processes, script + settings, environment)
     assert finished.stderr.count("people used") == 1  # one set, and one process that says so
     losses, shared = json.loads(finished.stdout)
     assert losses[0] - losses[-1] > 0.05  # it learns, so later losses depend on the earlier steps
@@ -93,11 +98,6 @@ def test_processes_may_keep_their_batch_statistics(configuration: Path, environm
 
 def test_one_of_two_processes_writes_the_run(command: list[str], environment: dict[str, str], tmp_path: Path) -> None:
     run = tmp_path / "run"
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [sys.executable, *launch, *command, "--output", str(run), "--set", "phases.0.samples=16"],
-        env=environment, capture_output=True, encoding="utf-8", check=False, timeout=200,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    torchrun(2, [*command, "--output", str(run), "--set", "phases.0.samples=16"], environment)
     assert len(list(run.glob("events.out.tfevents.*"))) == 1
     assert [line.split(",")[0] for line in (run / "results.csv").read_text().splitlines()] == ["samples", "16"]
