@@ -56,6 +56,9 @@ class Augmentation(_Section):
     rotation_chance: float = Field(0.6, ge=0, le=1)
     shift: float = Field(0.08, ge=0, le=0.5, description="of the region's extent, +-")
     half_body: float = Field(0.3, ge=0, le=1)
+    cut: float = Field(
+        0.0, ge=0, le=1, description="chance that one side of the box is cut off, where no half body is shown"
+    )
     photometric: float = Field(0.5, ge=0, le=1, description="chance of other colours, contrast and brightness")
     blur: float = Field(0.1, ge=0, le=1, description="chance of a Gaussian, median or motion blur")
     dropout: float = Field(0.3, ge=0, le=1, description="chance of one to three grey or noisy boxes over the person")

@@ -1,12 +1,14 @@
 """Augmentation: labels stay on the pixels they belong to."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from model.crop import Region
 from model.skeletons import COCO
-from training.augment import blur, cover, half_body, jitter, mirror, sample
+from training.augment import blur, cover, cut_box, half_body, jitter, mirror, random_region, sample
 from training.config import Augmentation
 from training.people import DecodedCrop, Person
 
@@ -84,6 +86,36 @@ def test_half_bodies_hold_the_joints_of_one_half() -> None:
                 seen.add(name)
                 assert (np.abs(points - region.center) <= region.extent / 2).all()
     assert seen == {"lower", "upper"}
+
+
+def test_a_cut_takes_one_side_of_the_box_and_leaves_three_joints() -> None:
+    person, _ = person_on_black(0)
+    sides = set()
+    for seed in range(60):
+        box = cut_box(person, np.random.default_rng(seed))
+        (moved,) = np.flatnonzero(box != person.box)
+        sides.add(int(moved))
+        assert (box[:2] >= person.box[:2]).all()
+        assert (box[2:] <= person.box[2:]).all()
+        assert (box[2:] - box[:2] >= (person.box[2:] - person.box[:2]) / 4).all()
+        assert ((person.keypoints >= box[:2]) & (person.keypoints <= box[2:])).all(1).sum() >= 3
+    assert sides == {0, 1, 2, 3}
+
+
+def test_people_of_three_joints_are_not_cut() -> None:
+    person, _ = person_on_black(0)
+    few = replace(person, weights=np.arange(17) < 3)
+    for seed in range(20):
+        assert (cut_box(few, np.random.default_rng(seed)) == person.box).all()
+
+
+@pytest.mark.parametrize("chance", [0.0, 1.0])
+def test_boxes_are_cut_as_often_as_asked(chance: float) -> None:
+    person, _ = person_on_black(0)
+    config = Augmentation(scale=0, shift=0, rotation_chance=0, cut=chance, **STILL)
+    whole = Region.around(person.box, SIZE)
+    seen = [random_region(person, SIZE, COCO, config, np.random.default_rng(seed)) for seed in range(20)]
+    assert all((region.center != whole.center).any() == bool(chance) for region in seen)
 
 
 def test_colour_changes_keep_shape_and_range() -> None:
