@@ -100,7 +100,9 @@ class TrainConfig(_Section):
     switches: dict[str, bool | int] = {}
     skeleton: str = "coco17"
     init: str | None = Field(
-        None, description="weight package to start from (a bundled name or a folder); joints are matched by name"
+        None,
+        description="weight package to start from (a bundled name or a folder), up to twice as wide as the network; "
+        "joints are matched by name",
     )
     data: list[DataSet] = Field(min_length=1)
     validation: DataSet

@@ -1,9 +1,9 @@
-"""Start from a weight package instead of from random weights, even where its skeleton is another one."""
+"""Start from a weight package instead of from random weights, even where its skeleton or its width is another one."""
 
 import logging
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from model.package import load_package
 from model.skeletons import Skeleton, map_joints
@@ -16,7 +16,8 @@ def warm_start(network: nn.Module, package_name: str, skeleton: Skeleton) -> str
     """Copy a package's weights into `network`; heatmaps are matched by joint name.
 
     Everything but the last layer is taken as it is. A joint of `skeleton` that the package knows under the same name
-    takes over its heatmap; the others keep their fresh weights.
+    takes over its heatmap; the others keep their fresh weights. A network of half the package's width takes every
+    second channel, which is a start, not yet a network to use (docs/training.md has figures).
 
     Args:
         package_name: a bundled package's name or a folder.
@@ -27,20 +28,25 @@ def warm_start(network: nn.Module, package_name: str, skeleton: Skeleton) -> str
 
     Raises:
         PackageError: no such package, or a damaged one.
-        ConfigError: its architecture is not the network's.
+        ConfigError: its architecture is neither the network's nor the same of up to twice the width.
     """
     package = load_package(package_name)
-    source, target = dict(package.network.state_dict()), network.state_dict()
-    unfit = [
-        name
-        for name in source.keys() | target.keys()
-        if name not in source or name not in target or source[name].shape[1:] != target[name].shape[1:]
-    ]
+    whole, target = package.network.state_dict(), network.state_dict()
+    source = dict(whole)
+    unfit = source.keys() ^ target.keys()
+    for name in source.keys() & target.keys():
+        shape = target[name].shape
+        if name.startswith("head."):  # its outputs are joints
+            shape = torch.Size([len(package.skeleton), *shape[1:]])
+        try:
+            source[name] = narrowed(source[name], shape)
+        except ValueError:
+            unfit.add(name)
     if unfit:
         raise ConfigError(
             f"init: package {package_name!r} is a {package.card.architecture.name} "
-            f"({package.card.architecture.switches or 'default switches'}), not the configured network: they differ in "
-            f"{len(unfit)} layers, such as {min(unfit)}"
+            f"({package.card.architecture.switches or 'default switches'}), not the configured network or one of up to "
+            f"twice its width: they differ in {len(unfit)} layers, such as {min(unfit)}"
         )
     mapping = map_joints(package.skeleton.joints, skeleton.joints)
     known = torch.from_numpy(mapping >= 0)
@@ -50,5 +56,37 @@ def warm_start(network: nn.Module, package_name: str, skeleton: Skeleton) -> str
         source[name] = fresh
     network.load_state_dict(source)
     card = package.card
-    log.info("starting from %s %s, %d of %d joints", card.name, card.version, known.sum(), len(skeleton))
+    part = "" if source["head.weight"].shape[1] == whole["head.weight"].shape[1] else ", a part of its channels"
+    log.info("starting from %s %s, %d of %d joints%s", card.name, card.version, known.sum(), len(skeleton), part)
     return card.identity
+
+
+def narrowed(weights: Tensor, shape: torch.Size) -> Tensor:
+    """A layer's weights for fewer channels.
+
+    Args:
+        weights: (outputs, inputs, ...), as layers hold them, or (outputs,), or a scalar.
+        shape: of the same dimensions, outputs and inputs down to half. Every second one goes from the front on, until
+            none is too many: where a layer's inputs are the network's width and something else, as in the dense
+            pyramid, the width comes first. Of a kernel the middle stays.
+
+    Returns:
+        `weights` where it has `shape`. Inputs are scaled up for those that went.
+
+    Raises:
+        ValueError: they cannot get `shape` so.
+    """
+    if weights.dim() != len(shape):
+        raise ValueError(f"{tuple(weights.shape)} cannot become {tuple(shape)}")
+    for axis, (size, wanted) in enumerate(zip(weights.shape, shape, strict=True)):
+        surplus = size - wanted
+        if not 0 <= 2 * surplus <= size:
+            raise ValueError(f"{tuple(weights.shape)} cannot become {tuple(shape)}")
+        if axis > 1:
+            weights = weights.narrow(axis, surplus // 2, wanted)
+        elif surplus:
+            kept = [*range(0, 2 * surplus, 2), *range(2 * surplus, size)]
+            weights = weights.index_select(axis, torch.tensor(kept, device=weights.device))
+            if axis == 1:
+                weights = weights * (size / wanted)
+    return weights

@@ -1,5 +1,6 @@
 """One optimiser step: parts of a batch, a teacher, another skeleton, half precision."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from training.config import ConfigError, Distillation, Phase, TrainConfig
 from training.distillation import Teacher
 from training.distributed import Workers
 from training.trainer import Trainer
-from training.warm_start import warm_start
+from training.warm_start import narrowed, warm_start
 
 ALONE = Workers(0, 1, torch.device("cpu"))
 CODEC = HeatmapCodec((64, 48), 1.0, "softmax")
@@ -114,3 +115,36 @@ def test_weights_start_from_a_package_joint_by_joint(pose_package: Path) -> None
 def test_a_package_of_another_network_is_no_start(pose_package: Path) -> None:
     with pytest.raises(ConfigError, match="is a sdhrnet_w16"):
         warm_start(build("sdhrnet_w32", 17), str(pose_package), COCO)
+
+
+def test_a_network_of_half_the_width_takes_every_second_channel() -> None:
+    old, network = load_package("sdhrnet_w32_coco").network.state_dict(), build("sdhrnet_w16", len(MPII))
+    fresh = network.head.weight.detach().clone()
+    warm_start(network, "sdhrnet_w32_coco", MPII)
+    new = network.state_dict()
+    assert torch.equal(new["stem.0.0.weight"], old["stem.0.0.weight"])
+    assert torch.equal(new["pyramid.atrous.0.0.weight"], 2 * old["pyramid.atrous.0.0.weight"][:, ::2])
+    second = old["pyramid.atrous.1.0.weight"]  # reads the features and all of what the first has found
+    assert torch.equal(new["pyramid.atrous.1.0.weight"], 1.5 * torch.cat([second[:, :32:2], second[:, 32:]], 1))
+    for i, joint in enumerate(MPII.joints):
+        known = 2 * old["head.weight"][COCO.joints.index(joint), ::2] if joint in COCO.joints else fresh[i]
+        assert torch.equal(network.head.weight[i], known), joint
+
+
+@pytest.mark.parametrize(
+    ("size", "wanted", "kept"), [(6, 6, range(6)), (6, 3, (0, 2, 4)), (6, 4, (0, 2, 4, 5)), (5, 4, (0, 2, 3, 4))]
+)
+def test_surplus_channels_go_from_the_front(size: int, wanted: int, kept: Sequence[int]) -> None:
+    assert narrowed(torch.arange(size), torch.Size([wanted])).tolist() == list(kept)
+    inputs = narrowed(torch.arange(float(size))[None], torch.Size([1, wanted]))
+    assert inputs[0].tolist() == pytest.approx([size / wanted * value for value in kept])
+
+
+def test_a_kernel_keeps_its_middle() -> None:
+    assert narrowed(torch.arange(5).reshape(1, 1, 5), torch.Size([1, 1, 3])).tolist() == [[[1, 2, 3]]]
+
+
+@pytest.mark.parametrize("shape", [(3,), (9, 1), (8,), (4, 2)])
+def test_channels_are_neither_made_nor_left_by_less_than_half(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="cannot become"):
+        narrowed(torch.zeros(7), torch.Size(shape))
