@@ -101,8 +101,8 @@ class TrainConfig(_Section):
     skeleton: str = "coco17"
     init: str | None = Field(
         None,
-        description="weight package to start from (a bundled name or a folder), up to twice as wide as the network; "
-        "joints are matched by name",
+        description="weight package to start from (a bundled name or a folder), as wide as the network or twice as "
+        "wide; joints are matched by name",
     )
     data: list[DataSet] = Field(min_length=1)
     validation: DataSet

@@ -28,7 +28,7 @@ def warm_start(network: nn.Module, package_name: str, skeleton: Skeleton) -> str
 
     Raises:
         PackageError: no such package, or a damaged one.
-        ConfigError: its architecture is neither the network's nor the same of up to twice the width.
+        ConfigError: its architecture is neither the network's nor the same of twice the width.
     """
     package = load_package(package_name)
     whole, target = package.network.state_dict(), network.state_dict()
@@ -45,7 +45,7 @@ def warm_start(network: nn.Module, package_name: str, skeleton: Skeleton) -> str
     if unfit:
         raise ConfigError(
             f"init: package {package_name!r} is a {package.card.architecture.name} "
-            f"({package.card.architecture.switches or 'default switches'}), not the configured network or one of up to "
+            f"({package.card.architecture.switches or 'default switches'}), not the configured network or one of "
             f"twice its width: they differ in {len(unfit)} layers, such as {min(unfit)}"
         )
     mapping = map_joints(package.skeleton.joints, skeleton.joints)
@@ -62,13 +62,13 @@ def warm_start(network: nn.Module, package_name: str, skeleton: Skeleton) -> str
 
 
 def narrowed(weights: Tensor, shape: torch.Size) -> Tensor:
-    """A layer's weights for fewer channels.
+    """A layer's weights for half the network's width.
 
     Args:
         weights: (outputs, inputs, ...), as layers hold them, or (outputs,), or a scalar.
-        shape: of the same dimensions, outputs and inputs down to half. Every second one goes from the front on, until
-            none is too many: where a layer's inputs are the network's width and something else, as in the dense
-            pyramid, the width comes first. Of a kernel the middle stays.
+        shape: of the same dimensions. Outputs are as many or half, every second one. Of the inputs every second one
+            goes from the front on, until none is too many: where they are the network's width and something else, as
+            in the dense pyramid, the width comes first. Of a kernel the middle stays.
 
     Returns:
         `weights` where it has `shape`. Inputs are scaled up for those that went.
@@ -80,7 +80,7 @@ def narrowed(weights: Tensor, shape: torch.Size) -> Tensor:
         raise ValueError(f"{tuple(weights.shape)} cannot become {tuple(shape)}")
     for axis, (size, wanted) in enumerate(zip(weights.shape, shape, strict=True)):
         surplus = size - wanted
-        if not 0 <= 2 * surplus <= size:
+        if not 0 <= 2 * surplus <= size or (axis == 0 and 0 < 2 * surplus < size):
             raise ValueError(f"{tuple(weights.shape)} cannot become {tuple(shape)}")
         if axis > 1:
             weights = weights.narrow(axis, surplus // 2, wanted)

@@ -134,17 +134,25 @@ def test_a_network_of_half_the_width_takes_every_second_channel() -> None:
 @pytest.mark.parametrize(
     ("size", "wanted", "kept"), [(6, 6, range(6)), (6, 3, (0, 2, 4)), (6, 4, (0, 2, 4, 5)), (5, 4, (0, 2, 3, 4))]
 )
-def test_surplus_channels_go_from_the_front(size: int, wanted: int, kept: Sequence[int]) -> None:
-    assert narrowed(torch.arange(size), torch.Size([wanted])).tolist() == list(kept)
+def test_surplus_inputs_go_from_the_front(size: int, wanted: int, kept: Sequence[int]) -> None:
     inputs = narrowed(torch.arange(float(size))[None], torch.Size([1, wanted]))
     assert inputs[0].tolist() == pytest.approx([size / wanted * value for value in kept])
+
+
+def test_half_of_the_outputs_is_every_second_one() -> None:
+    assert narrowed(torch.arange(6), torch.Size([3])).tolist() == [0, 2, 4]
 
 
 def test_a_kernel_keeps_its_middle() -> None:
     assert narrowed(torch.arange(5).reshape(1, 1, 5), torch.Size([1, 1, 3])).tolist() == [[[1, 2, 3]]]
 
 
-@pytest.mark.parametrize("shape", [(3,), (9, 1), (8,), (4, 2)])
-def test_channels_are_neither_made_nor_left_by_less_than_half(shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("shape", [(2, 4), (5, 4), (9, 4), (6, 1), (6, 5), (6,), (6, 4, 1)])
+def test_other_sizes_are_no_half_of_a_network(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="cannot become"):
-        narrowed(torch.zeros(7), torch.Size(shape))
+        narrowed(torch.zeros(6, 4), torch.Size(shape))
+
+
+def test_a_network_of_three_quarters_of_the_width_has_no_start() -> None:
+    with pytest.raises(ConfigError, match="not the configured network or one of twice its width"):
+        warm_start(build("sdhrnet_w32", 17, width=24), "sdhrnet_w32_coco", COCO)
