@@ -80,7 +80,8 @@ def narrowed(weights: Tensor, shape: torch.Size) -> Tensor:
         raise ValueError(f"{tuple(weights.shape)} cannot become {tuple(shape)}")
     for axis, (size, wanted) in enumerate(zip(weights.shape, shape, strict=True)):
         surplus = size - wanted
-        if not 0 <= 2 * surplus <= size or (axis == 0 and 0 < 2 * surplus < size):
+        fits = surplus in (0, size / 2) if axis == 0 else 0 <= surplus <= size / 2
+        if not fits:
             raise ValueError(f"{tuple(weights.shape)} cannot become {tuple(shape)}")
         if axis > 1:
             weights = weights.narrow(axis, surplus // 2, wanted)
